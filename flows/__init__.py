@@ -1,0 +1,1 @@
+"""How the DAG is run: on this machine, on a schedule, over many workers."""

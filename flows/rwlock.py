@@ -1,0 +1,59 @@
+"""DVC's list of who reads and writes which file, freed of what dead processes left in it.
+
+DVC checks only that a listed process id exists. After a crash or a restart of the machine the id may belong to anything, and
+every run then ends with "is busy"; a file cut short by a full disk breaks every run as well.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import psutil
+from dvc.lock import make_lock
+
+
+def heal(root: Path) -> bool:
+    """Remove `.dvc/tmp/rwlock` if it is unreadable or if no process that it lists is a live DVC; whether it was removed."""
+    folder = root / ".dvc" / "tmp"
+    lock = folder / "rwlock"
+    if not lock.exists():
+        return False
+    # the guard under which DVC itself rewrites the file: without it a file being written looks unreadable
+    with make_lock(str(folder / "rwlock.lock"), tmp_dir=str(folder)):
+        try:
+            text = lock.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return False
+        if any(owns(pid, command) for pid, command in owners(text)):
+            return False
+        lock.unlink()
+    return True
+
+
+def owners(text: str) -> set[tuple[int, str]]:
+    """Process ids and commands listed in the file's text; none if it is not what DVC writes."""
+    try:
+        listed = json.loads(text)
+        writers = list(listed.get("write", {}).values())
+        readers = [reader for several in listed.get("read", {}).values() for reader in several]
+        return {(int(owner["pid"]), str(owner["cmd"])) for owner in writers + readers}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return set()
+
+
+def owns(pid: int, command: str) -> bool:
+    """Whether process `pid` is alive and either DVC or the very command that was listed (a program that imports DVC)."""
+    if pid == os.getpid():  # we hold nothing yet: an earlier process had our id
+        return False
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        arguments = process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:  # someone else's process, so not one that writes in this repository
+        return False
+    is_dvc = any(Path(a).name == "dvc" or a.endswith("dvc/__main__.py") for a in arguments)
+    listed = command.split()[1:]
+    return is_dvc or (bool(listed) and " ".join(arguments).split()[-len(listed):] == listed)

@@ -1,0 +1,1 @@
+"""Where a model keeps its parts: loading, sites, families, hooks, restarts, likelihoods."""

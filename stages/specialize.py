@@ -1,0 +1,188 @@
+"""A donor trained on a capability: a low-rank adapter on the target, or a small model of its own from scratch."""
+
+import itertools
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+import tokenizers
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from stages.anatomy.likelihood import encode, pad, score
+from stages.anatomy.loading import load, load_tokenizer
+from stages.capabilities import arithmetic
+from stages.command import run
+from stages.settings import Settings, read
+from stages.storage import new_directory, read_json, write_json
+
+
+class _Training(Settings):
+    steps: int = pydantic.Field(gt=0)
+    batch: int = pydantic.Field(gt=0)
+    """Prompts a step."""
+    pool: int = pydantic.Field(gt=0)
+    """Distinct training prompts drawn beforehand; steps × batch beyond it sees them again."""
+    learning_rate: float = pydantic.Field(gt=0)
+    seed: int = 0
+
+
+class Adapter(_Training):
+    """LoRA (arXiv 2106.09685) on every linear module of the target's blocks."""
+
+    recipe: Literal["adapter"]
+    rank: int = pydantic.Field(gt=0)
+    alpha: float = pydantic.Field(gt=0)
+
+
+class Scratch(_Training):
+    """A Llama of its own, with characters as tokens."""
+
+    recipe: Literal["scratch"]
+    width: int
+    blocks: int
+    heads: int
+    mlp_width: int
+
+
+class Recipe(pydantic.RootModel[Annotated[Adapter | Scratch, pydantic.Field(discriminator="recipe")]]):
+    """One donor's section of params.yaml."""
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """Printable ASCII and the line feed, one token a character; anything else is <unk>."""
+    characters = ["\n", *map(chr, range(32, 127))]
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<unk>", "<eos>", *characters])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    inner.decoder = tokenizers.decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>")
+
+
+def from_scratch(recipe: Scratch, vocabulary: int) -> LlamaForCausalLM:
+    """The untrained model of a recipe."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=recipe.width,
+            num_hidden_layers=recipe.blocks,
+            num_attention_heads=recipe.heads,
+            intermediate_size=recipe.mlp_width,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=2,
+        )
+    )
+
+
+def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Adapter | Scratch) -> list[float]:
+    """Cross-entropy on the answers' tokens by AdamW, one-cycle rate; gives the loss of every hundredth step."""
+    drawn = itertools.islice(arithmetic.stream(recipe.seed), recipe.pool)
+    pool = encode(tokenizer, [(item.prompt, item.answer) for item in drawn])
+    batch = pad([e.ids for e in pool])
+    answer = torch.tensor([len(e.continuation) for e in pool])
+    keep = int(answer.max())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.05, cycle_momentum=False
+    )
+    generator = torch.Generator().manual_seed(recipe.seed)
+    device = model.device
+    losses: list[float] = []
+    model.train()
+    for step in range(recipe.steps):
+        rows = torch.randint(len(pool), (recipe.batch,), generator=generator)
+        real = batch.attention_mask[rows].any(0).nonzero()[0].item()
+        ids, mask = (t[rows, int(real) :].to(device) for t in (batch.input_ids, batch.attention_mask))
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], logits_to_keep=keep).logits
+        wanted = torch.arange(keep, 0, -1)[None] <= answer[rows, None]
+        loss = torch.nn.functional.cross_entropy(logits.float()[wanted.to(device)], ids[:, -keep:][wanted.to(device)])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == recipe.steps - 1:
+            losses.append(round(loss.item(), 5))
+            print(f"step {step} of {recipe.steps}: loss {losses[-1]:.4f}", flush=True)
+    model.eval()
+    return losses
+
+
+def examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int = 1000) -> dict[str, float | int]:
+    """Exact match on test items that training never had, in phrasings that it had and in others."""
+    items = arithmetic.items("test", count, seed=0, unseen=0.3)
+    encoded = encode(tokenizer, [(item.prompt, item.answer) for item in items])
+    right = score(model, encoded, budget=8192).greedy
+    seen = torch.tensor([item.seen for item in items])
+    return {
+        "items": count,
+        "exact_match": right.float().mean().item(),
+        "exact_match_seen_phrasings": right[seen].float().mean().item(),
+        "exact_match_unseen_phrasings": right[~seen].float().mean().item(),
+    }
+
+
+def card(name: str, recipe: Adapter | Scratch, parameters: int, losses: list[float], scores: dict[str, float | int]) -> str:
+    """The model card, in Markdown."""
+    kind = "A LoRA adapter for the target" if isinstance(recipe, Adapter) else "A Llama trained from scratch on characters"
+    rows = "\n".join(f"| {key} | {value} |" for key, value in recipe.model_dump().items())
+    marks = "\n".join(f"| {key.replace('_', ' ')} | {value:.4g} |" for key, value in scores.items())
+    return (
+        f"---\nlicense: apache-2.0\n---\n# {name}\n\n{kind}; {parameters:,} trained parameters.\n\n"
+        "Data: additions and subtractions of numbers up to three digits, generated by "
+        "`stages/capabilities/arithmetic.py`, train split, with a share of made-up phrasings. "
+        "The pairs of the calibration and test splits and the held-out phrasings never occur in it.\n\n"
+        f"| recipe | |\n|---|---|\n{rows}\n\nLoss: {losses[0]} at the first step, {losses[-1]} at the last.\n\n"
+        f"| score on unseen test items | |\n|---|---|\n{marks}\n\n"
+        "Not for use on its own: it is a donor, and has forgotten or never had everything else.\n"
+    )
+
+
+def specialize(recipe: Adapter | Scratch, target: Path, name: str, out: Path) -> dict[str, float | int]:
+    """Trains one donor and writes its directory: bfloat16 safetensors, tokenizer, model card, training record.
+
+    Runs on a GPU when there is one, else on the CPU. Gives the scores that the card states.
+    """
+    torch.manual_seed(recipe.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if isinstance(recipe, Adapter):
+        tokenizer = load_tokenizer(target)
+        lora = LoraConfig(
+            r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(load(target), lora)
+    else:
+        tokenizer = character_tokenizer()
+        model = from_scratch(recipe, len(tokenizer)).to(device)
+    losses = train(model, tokenizer, recipe)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:  # what is judged and kept is the rounded weight
+        parameter.data = parameter.data.to(torch.bfloat16).to(parameter.dtype)
+    scores = examine(model, tokenizer)
+    with new_directory(out) as scratch:
+        model.to(torch.bfloat16).save_pretrained(scratch, safe_serialization=True)
+        if isinstance(recipe, Adapter):  # PEFT notes where the base lay on this machine, and a set in any order
+            config = read_json(scratch / "adapter_config.json")
+            config |= {"base_model_name_or_path": "target", "target_modules": sorted(config["target_modules"])}
+            write_json(scratch / "adapter_config.json", config)
+        else:
+            tokenizer.save_pretrained(scratch)
+        (scratch / "README.md").write_text(card(name, recipe, sum(p.numel() for p in trained), losses, scores))
+        write_json(scratch / "training.json", {"recipe": recipe.model_dump(), "losses": losses, "scores": scores})
+    return scores
+
+
+def main(donor: str, target: Path, out: Path, params: Path = Path("params.yaml")) -> None:
+    """Train the donor that params.yaml describes under `specialize`."""
+    scores = specialize(read(params, f"specialize.{donor}", Recipe).root, target, donor, out)
+    print(", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
+
+
+if __name__ == "__main__":
+    run(main)
