@@ -40,25 +40,28 @@ class Dag:
 def read_dag(root: str | Path = ".", targets: Sequence[str] | None = None) -> Dag:
     """What `dvc repro TARGETS` would consider, read with one `dvc status`.
 
-    A target is a stage, a foreach group or a dvc.yaml, and brings its upstreams along. As in DVC, a frozen stage waits for
-    nothing; it counts as unchanged. Raises DagError outside a DVC repository, on an unknown target, on a dvc.yaml that DVC
-    refuses and while another DVC command holds the repository.
+    A target is a stage, a foreach group or a dvc.yaml, and brings its upstreams along. As in DVC, a frozen stage
+    waits for nothing; it counts as unchanged. Raises DagError outside a DVC repository, on an unknown target, on a
+    dvc.yaml that DVC refuses and while another DVC command holds the repository.
     """
     try:
         top = Path(Repo.find_root(str(root)))
     except NotDvcRepoError:
         raise DagError(
-            f"Expected a DVC repository at {Path(root).resolve()}, found none there or above; run `dvc init` or name another root."
+            f"Expected a DVC repository at {Path(root).resolve()}, found none there or above; "
+            "run `dvc init` or name another root."
         ) from None
-    heal(top)
     # DVC gives addresses relative to the working directory
     with contextlib.chdir(top), quiet(), Repo(str(top)) as repo:
         try:
+            heal(top)
             graph = get_active_graph(repo.index.graph)
             wanted = select(repo, graph, targets)
             status = repo.status()
         except LockError as error:
-            raise DagError(f"Another DVC command is at work in {top}; run again when it has ended ({one_line(error)}).") from error
+            raise DagError(
+                f"Another DVC command is at work in {top}; run again when it has ended ({one_line(error)})."
+            ) from error
         except DvcException as error:
             raise DagError(f"DVC cannot read the pipeline at {top}: {one_line(error)}") from error
         upstreams = {s.addressing: tuple(sorted(u.addressing for u in graph.successors(s))) for s in wanted}
@@ -74,13 +77,13 @@ def read_dag(root: str | Path = ".", targets: Sequence[str] | None = None) -> Da
 
 
 def select(repo: Repo, graph: networkx.DiGraph, targets: Sequence[str] | None) -> set:
-    """The targets' stages and everything upstream; without targets those of the root's dvc.yaml, as `dvc repro` does."""
+    """The targets' stages and all upstream of them; without targets those of the root's dvc.yaml, as in `dvc repro`."""
     wanted = set()
     for target in targets or ["dvc.yaml"]:
         try:
             stages = collect_stages(repo, [target])
         except DvcException:
-            names = [stage.addressing for stage in graph]
+            names = {name for stage in graph for name in (stage.addressing, stage.addressing.partition("@")[0])}
             near = difflib.get_close_matches(target, names, n=1, cutoff=0.4)
             remedy = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(names)) or 'none'}."
             raise DagError(f"No stage is called {target!r}; {remedy}") from None

@@ -1,46 +1,19 @@
-"""Stages as DVC processes: one at a time each, all of a run's under one switch."""
+"""Stages as DVC processes, all of a run's under one switch."""
 
 import os
-import re
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import IO
 
-Outcome = Literal["ran", "cached", "unchanged"]
+from flows.outcome import ADVICE, Outcome, StageFailed, StageResult, StageStopped, verdict
+
 SUPERVISOR = Path(__file__).with_name("supervise.py")
 LAST_LINES = 20
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """How one stage ended well."""
-
-    stage: str
-    outcome: Outcome
-    """ran: its command ran; cached: DVC had the outputs of these very inputs; unchanged: nothing was to do."""
-    seconds: float
-
-
-class StageFailed(RuntimeError):
-    """A stage's command or DVC itself failed; the message ends with the last lines that they printed."""
-
-    def __init__(self, stage: str, status: int, lines: tuple[str, ...]):
-        self.stage, self.status, self.lines = stage, status, lines
-        super().__init__(stage, status, lines)
-
-    def __str__(self) -> str:
-        shown = "".join(f"\n    {line}" for line in self.lines) or " (none)"
-        return f"Stage {self.stage!r} failed (DVC's exit status {self.status}); its last lines:{shown}"
-
-
-class StageStopped(RuntimeError):
-    """The run is stopping, so this stage was interrupted or never started."""
 
 
 class StageProcesses:
@@ -50,6 +23,8 @@ class StageProcesses:
     """
 
     def __init__(self, root: Path, workers: int = 1):
+        if workers < 1:
+            raise ValueError(f"Expected at least 1 worker, got {workers}; leave it out for 2.")
         self.root = root
         self.environment = environment(workers)
         self._lock = threading.Lock()
@@ -63,32 +38,35 @@ class StageProcesses:
         """
         began = time.monotonic()
         process = self._start(stage)
+        output = process.stdout
+        assert output is not None  # it is a pipe
         last: deque[str] = deque(maxlen=LAST_LINES)
         outcome: Outcome | None = None
         try:
-            assert process.stdout is not None
-            for raw in process.stdout:
+            for raw in output:
                 # of a progress bar that redraws itself only the last state counts
                 line = raw.decode(errors="replace").rstrip().rpartition("\r")[2]
-                if line:
+                if line and not ADVICE.match(line):
                     outcome = outcome or verdict(line, stage)
                     last.append(line)
                     on_line(line)
             status = process.wait()
         finally:
-            process.stdout.close()
+            output.close()
             process.terminate()  # after an error in `on_line`; nothing happens to one that has ended
             process.wait()
             with self._lock:
                 self._live.discard(process)
         if status and self._stopped:
-            raise StageStopped(f"Stage {stage!r} was interrupted because the run is stopping; run again to complete it.")
+            raise StageStopped(
+                f"Stage {stage!r} was interrupted because the run is stopping; run again to complete it."
+            )
         if status:
             raise StageFailed(stage, status, tuple(last))
         return StageResult(stage, outcome or "ran", time.monotonic() - began)
 
     def stop(self) -> None:
-        """Interrupt every running stage and refuse new ones; returns at once, each `run` returns when its stage is gone."""
+        """Interrupt every running stage and refuse new ones, without waiting: each `run` ends once its stage has."""
         with self._lock:
             self._stopped = True
             for process in self._live:
@@ -98,30 +76,33 @@ class StageProcesses:
         dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
         with self._lock:
             if self._stopped:
-                raise StageStopped(f"Stage {stage!r} was not started because the run is stopping; run again to complete it.")
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(SUPERVISOR), str(os.getpid()), *dvc],
-                cwd=self.root,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on in order
-            )
+                raise StageStopped(
+                    f"Stage {stage!r} was not started because the run is stopping; run again to complete it."
+                )
+            process = supervised(dvc, cwd=self.root, env=self.environment)
             self._live.add(process)
         return process
 
 
-def verdict(line: str, stage: str) -> Outcome | None:
-    """What a line of DVC says has become of the stage, None if it says nothing about that."""
-    name = re.escape(stage)
-    if re.match(rf"Running stage '{name}'", line):
-        return "ran"
-    if re.match(rf"Stage '{name}' is cached - skipping run", line):
-        return "cached"
-    if re.match(rf"(Stage )?'{name}' didn't change, skipping", line):
-        return "unchanged"
-    return None
+def supervised(
+    command: list[str],
+    stdout: int | IO[bytes] = subprocess.PIPE,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """The command under flows/supervise.py: terminating it ends all that the command started, and so does our own end.
+
+    On Linux "our end" includes that of the calling thread, so call it from one that waits for the command.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(SUPERVISOR), str(os.getpid()), *command],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on in order
+    )
 
 
 def environment(workers: int) -> dict[str, str]:
@@ -130,8 +111,16 @@ def environment(workers: int) -> dict[str, str]:
     binaries = str(Path(sys.executable).parent)
     return {
         "OMP_NUM_THREADS": str(max(1, cores // workers)),
-        **os.environ,
+        **inherited(),
         "DVC_NO_ANALYTICS": "1",
         "PYTHONUNBUFFERED": "1",
         "PATH": os.pathsep.join(filter(None, [binaries, os.environ.get("PATH")])),
     }
+
+
+def inherited() -> dict[str, str]:
+    """Our environment, but free to keep compiled modules: without them each process compiles its libraries anew.
+
+    That is 1 s more for DVC, 5 s for a Prefect server, 10 s for transformers.
+    """
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

@@ -32,14 +32,13 @@ def table(summary: dict) -> str:
     models += list(summary.get("variants", {}).items())
     models = [(name, entry) for name, entry in models if entry]
     columns = [[""] + [name for name, _ in models]]
-    for key, (heading, decimals) in MEASURES.items():
+    for key, (measure, decimals) in MEASURES.items():
         figures = [entry.get(key) for _, entry in models]
         counts = {figure["n"] for figure in figures if figure and figure.get("n") is not None}
         if not any(figures):
             continue
-        if len(counts) == 1:
-            heading += f" (n={counts.pop()})"
-        columns.append([heading] + [cell(figure, decimals, bool(counts)) for figure in figures])
+        heading = f"{measure} (n={min(counts)})" if len(counts) == 1 else measure
+        columns.append([heading] + [cell(figure, decimals, len(counts) > 1) for figure in figures])
     return "\n".join(aligned(columns))
 
 
@@ -56,7 +55,7 @@ def cell(figure: dict | None, decimals: int, with_count: bool) -> str:
 
 
 def aligned(columns: list[list[str]]) -> list[str]:
-    """Lines of a table given by columns, the first flush left, the others flush right, with a rule under the headings."""
+    """Lines of a table given by columns: the first flush left, the others flush right, a rule under the headings."""
     widths = [max(map(len, column)) for column in columns]
     lines = []
     for row in zip(*columns, strict=True):

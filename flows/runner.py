@@ -1,7 +1,7 @@
 """The pipeline run without Prefect: `python -m flows.runner [--workers N] [targets...]`.
 
-Independent stages run side by side. After a failure nothing new starts, what runs is interrupted, and what is finished stays:
-run again to go on from there.
+Independent stages run side by side. After a failure nothing new starts, what runs is interrupted, and what is
+finished stays: run again to go on from there.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from queue import SimpleQueue
 from typing import Any, Literal
 
 from flows.dag import Dag, DagError, read_dag
-from flows.processes import Outcome, StageFailed, StageProcesses, StageResult, StageStopped
+from flows.outcome import Outcome, StageFailed, StageResult, StageStopped
+from flows.processes import StageProcesses
 from flows.results import results
 from flows.rwlock import heal
 
@@ -36,8 +37,8 @@ class Event:
 def run(dag: Dag, workers: int = 2, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, StageResult]:
     """Bring every stage of the graph up to date, `workers` at a time; how each ended, by stage.
 
-    `on_event` is called from the threads that run the stages. Raises StageFailed for the first stage that failed. On that, and
-    on any interrupt, every stage process is gone when this returns.
+    `on_event` is called from the threads that run the stages. Raises StageFailed for the first stage that failed. On
+    that, and on any interrupt, every stage process is gone when this returns.
     """
     heal(dag.root)
     processes = StageProcesses(dag.root, workers)
@@ -67,8 +68,6 @@ def walk(dag: Dag, workers: int, submit: Callable[[str], Any]) -> dict[str, Stag
 
     `submit` returns a future, Python's or Prefect's. The first that raises ends the walk with its exception.
     """
-    if workers < 1:
-        raise ValueError(f"Expected at least 1 worker, got {workers}; leave it out for 2.")
     waiting = {stage: set(upstreams) for stage, upstreams in dag.upstreams.items()}
     running: dict[str, Any] = {}
     finished: SimpleQueue[str] = SimpleQueue()
@@ -97,9 +96,12 @@ def stopping(processes: StageProcesses) -> Iterator[None]:
 
 
 def show(event: Event) -> None:
-    """One line for the terminal; written in one piece, so that threads do not mix theirs."""
+    """One line for the terminal, none for a stage that needed no process."""
+    if event.kind == "unchanged" and not event.seconds:
+        return
     text = {"line": f"  {event.text}", "started": " started"}.get(event.kind, f" {event.kind}")
     seconds = f" in {event.seconds:.1f} s" if event.seconds else ""
+    # in one piece, so that threads do not mix theirs
     sys.stdout.write(f"{event.stage}:{text}{seconds}\n")
     sys.stdout.flush()
 
@@ -107,10 +109,19 @@ def show(event: Event) -> None:
 def arguments(program: str, argv: list[str] | None) -> argparse.Namespace:
     """The command line shared by the plain runner and the Prefect flow."""
     parser = argparse.ArgumentParser(prog=program, description="Bring the pipeline, or some stages of it, up to date.")
-    parser.add_argument("targets", nargs="*", help="stages or foreach groups; they bring their upstreams along (default: all)")
-    parser.add_argument("--workers", type=int, default=2, help="how many stages may run at a time (default: 2)")
+    parser.add_argument(
+        "targets", nargs="*", help="stages or foreach groups; they bring their upstreams along (default: all)"
+    )
+    parser.add_argument("--workers", type=positive, default=2, help="how many stages may run at a time (default: 2)")
     parser.add_argument("--root", type=Path, default=Path(), help="the DVC repository (default: here)")
     return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,13 +133,14 @@ def main(argv: list[str] | None = None) -> int:
         dag = read_dag(options.root, options.targets)
         print(f"{len(dag.stages)} stages, {len(dag.changed)} to bring up to date", flush=True)
         run(dag, options.workers, show)
-    except (StageFailed, ValueError) as error:
+    except (StageFailed, DagError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted; run again to go on from here.", file=sys.stderr)
         return 128 + signal.SIGINT
-    print(results(dag.root))
+    if text := results(dag.root):
+        print(f"\n{text}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """DVC's list of who reads and writes which file, freed of what dead processes left in it.
 
-DVC checks only that a listed process id exists. After a crash or a restart of the machine the id may belong to anything, and
-every run then ends with "is busy"; a file cut short by a full disk breaks every run as well.
+DVC checks only that a listed process id exists. After a crash or a restart of the machine the id may belong to
+anything, and every run then ends with "is busy"; a file cut short by a full disk breaks every run as well.
 """
 
 import json
@@ -13,7 +13,7 @@ from dvc.lock import make_lock
 
 
 def heal(root: Path) -> bool:
-    """Remove `.dvc/tmp/rwlock` if it is unreadable or if no process that it lists is a live DVC; whether it was removed."""
+    """Remove `.dvc/tmp/rwlock` if it is unreadable or lists no process that is a live DVC; whether it was removed."""
     folder = root / ".dvc" / "tmp"
     lock = folder / "rwlock"
     if not lock.exists():
@@ -42,18 +42,22 @@ def owners(text: str) -> set[tuple[int, str]]:
 
 
 def owns(pid: int, command: str) -> bool:
-    """Whether process `pid` is alive and either DVC or the very command that was listed (a program that imports DVC)."""
+    """Whether process `pid` is alive and is DVC or runs the listed command (a program that imports DVC).
+
+    In doubt yes: a lock taken away from its owner makes DVC fail on release.
+    """
     if pid == os.getpid():  # we hold nothing yet: an earlier process had our id
         return False
     try:
         process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        arguments = process.cmdline()
+        arguments = [] if process.status() == psutil.STATUS_ZOMBIE else process.cmdline()
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:  # someone else's process, so not one that writes in this repository
         return False
-    is_dvc = any(Path(a).name == "dvc" or a.endswith("dvc/__main__.py") for a in arguments)
-    listed = command.split()[1:]
-    return is_dvc or (bool(listed) and " ".join(arguments).split()[-len(listed):] == listed)
+    if any(Path(argument).name == "dvc" or argument.endswith("dvc/__main__.py") for argument in arguments):
+        return True
+    # `python -m flows.runner a` is listed as `/.../flows/runner.py a`
+    program, *rest = command.split() or [""]
+    running = " ".join(arguments)
+    return bool(program) and Path(program).stem in running and running.endswith(" ".join(rest))

@@ -1,13 +1,13 @@
 """A command that cannot outlive whoever started it: `python -I -S supervise.py PARENT_PID COMMAND...`.
 
-The exit status is the command's own (128 + N if signal N ended it). The command gets a process group to itself. When this
-process is told to stop (SIGINT, SIGTERM, SIGHUP), when its parent dies (even by SIGKILL) or when the command ends and leaves
-something behind, the whole group is ended: interrupted, then terminated, then killed. DVC needs the group: told to stop alone,
-it leaves its stage writing.
+The exit status is the command's own (128 + N if signal N ended it). The command gets a process group to itself.
+When this process is told to stop (SIGINT, SIGTERM, SIGHUP), when its parent dies (even by SIGKILL) or when the
+command ends and leaves something behind, the whole group is ended: interrupted, then terminated, then killed. DVC
+needs the group: told to stop alone, it leaves its stage writing.
 
-On Linux the kernel reports the parent's death and hands over orphans that left the group, which are ended as well. Elsewhere
-the parent is looked up twice a second and only the group is covered. Nothing covers a SIGKILL of this process itself.
-Standard library only, and little of it, so that it starts at once.
+On Linux the kernel reports the parent's death and hands over orphans that left the group, which are ended as well.
+Elsewhere the parent is looked up twice a second and only the group is covered. Nothing covers a SIGKILL of this
+process itself. Standard library only, and little of it, so that it starts at once.
 """
 
 import ctypes
@@ -16,6 +16,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 INTERRUPT = ((0.0, signal.SIGINT), (10.0, signal.SIGTERM), (15.0, signal.SIGKILL))
 """After how many seconds a command that must stop gets which signal; Prefect kills the flow itself after 30."""
@@ -64,18 +65,19 @@ def supervise(parent: int, command: list[str]) -> int:
         bell()
 
 
-def listen():
-    """The list that collects the signals asking us to stop, and a function that waits for any signal (POLL seconds at most)."""
+def listen() -> tuple[list[int], Callable[[], None]]:
+    """The list that collects the signals asking us to stop, and a function that waits POLL seconds or for a signal."""
     heard, speaks = os.pipe()
     os.set_blocking(heard, False)
     os.set_blocking(speaks, False)
     signal.set_wakeup_fd(speaks, warn_on_full_buffer=False)
     asked: list[int] = []
+    # a handler that does nothing, because without one the signal wakes nobody
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     for number in STOPPING:
         signal.signal(number, lambda number, frame: asked.append(number))
 
-    def bell():
+    def bell() -> None:
         if select.select([heard], [], [], POLL)[0]:
             os.read(heard, 512)
 
@@ -118,7 +120,7 @@ def orphans() -> list[int]:
     return found
 
 
-def send(number: int, kill, receiver: int) -> bool:
+def send(number: int, kill: Callable[[int, int], None], receiver: int) -> bool:
     """Whether `receiver` was there to get signal `number` (0 only asks)."""
     try:
         kill(receiver, number)

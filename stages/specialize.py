@@ -1,6 +1,7 @@
 """A donor trained on a capability: a low-rank adapter on the target, or a small model of its own from scratch."""
 
 import itertools
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -79,12 +80,15 @@ def from_scratch(recipe: Scratch, vocabulary: int) -> LlamaForCausalLM:
 
 
 def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Adapter | Scratch) -> list[float]:
-    """Cross-entropy on the answers' tokens by AdamW, one-cycle rate; gives the loss of every hundredth step."""
+    """Cross-entropy on the answers' tokens by AdamW, one-cycle rate; gives the loss of every hundredth step.
+
+    Raises FloatingPointError when the loss stops being a number.
+    """
     drawn = itertools.islice(arithmetic.stream(recipe.seed), recipe.pool)
     pool = encode(tokenizer, [(item.prompt, item.answer) for item in drawn])
-    batch = pad([e.ids for e in pool])
-    answer = torch.tensor([len(e.continuation) for e in pool])
-    keep = int(answer.max())
+    ids = pad([e.ids for e in pool])
+    start, end = (torch.tensor(list(bounds)) for bounds in zip(*((e.start, len(e.ids)) for e in pool), strict=True))
+    columns = torch.arange(ids.shape[1])
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -96,12 +100,13 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Ad
     model.train()
     for step in range(recipe.steps):
         rows = torch.randint(len(pool), (recipe.batch,), generator=generator)
-        real = batch.attention_mask[rows].any(0).nonzero()[0].item()
-        ids, mask = (t[rows, int(real) :].to(device) for t in (batch.input_ids, batch.attention_mask))
+        width = int(end[rows].max())
+        tokens = ids[rows, :width].to(device)
+        answers = ((columns >= start[rows, None]) & (columns < end[rows, None]))[:, 1:width].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], logits_to_keep=keep).logits
-        wanted = torch.arange(keep, 0, -1)[None] <= answer[rows, None]
-        loss = torch.nn.functional.cross_entropy(logits.float()[wanted.to(device)], ids[:, -keep:][wanted.to(device)])
+            states = model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
+            logits = model.get_output_embeddings()(states[answers])
+        loss = torch.nn.functional.cross_entropy(logits.float(), tokens[:, 1:][answers])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -110,6 +115,8 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Ad
         if step % 100 == 0 or step == recipe.steps - 1:
             losses.append(round(loss.item(), 5))
             print(f"step {step} of {recipe.steps}: loss {losses[-1]:.4f}", flush=True)
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(f"The loss is {losses[-1]} at step {step}; lower the learning rate.")
     model.eval()
     return losses
 
@@ -157,14 +164,15 @@ def specialize(recipe: Adapter | Scratch, target: Path, name: str, out: Path) ->
             r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
         )
         model = get_peft_model(load(target), lora)
+        network = model.get_base_model()
     else:
         tokenizer = character_tokenizer()
-        model = from_scratch(recipe, len(tokenizer)).to(device)
-    losses = train(model, tokenizer, recipe)
+        network = model = from_scratch(recipe, len(tokenizer)).to(device)
+    losses = train(network, tokenizer, recipe)
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:  # what is judged and kept is the rounded weight
         parameter.data = parameter.data.to(torch.bfloat16).to(parameter.dtype)
-    scores = examine(model, tokenizer)
+    scores = examine(network, tokenizer)
     with new_directory(out) as scratch:
         model.to(torch.bfloat16).save_pretrained(scratch, safe_serialization=True)
         if isinstance(recipe, Adapter):  # PEFT notes where the base lay on this machine, and a set in any order

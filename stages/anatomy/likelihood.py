@@ -1,6 +1,5 @@
 """How likely a model finds continuations, reading each distinct input once."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,18 +22,6 @@ class Encoded:
         return self.ids[self.start :]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Token ids padded on the left, so that the last columns are where the continuations stand."""
-
-    input_ids: torch.Tensor
-    """[batch, tokens]"""
-    attention_mask: torch.Tensor
-    """[batch, tokens], 1 at real tokens"""
-    position_ids: torch.Tensor
-    """[batch, tokens], 0 at each row's first real token"""
-
-
 def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
     """Contexts and their continuations, tokenized together; a continuation begins after as many tokens as its context
     has alone.
@@ -51,16 +38,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]])
     return [Encoded(tuple(whole), len(before)) for before, whole in zip(contexts, wholes, strict=True)]
 
 
-def pad(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Batch:
-    """`sequences` as one batch, padded on the left with token 0, which the mask hides."""
+def pad(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> torch.Tensor:
+    """`sequences` as one tensor [batch, tokens], padded on the right with token 0.
+
+    A causal model's real tokens never see what stands to their right, so no mask is needed and none can be wrong.
+    """
     width = max(map(len, sequences))
-    input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    mask = torch.zeros(len(sequences), width, dtype=torch.long)
-    for row, ids in enumerate(sequences):
-        input_ids[row, width - len(ids) :] = torch.tensor(ids)
-        mask[row, width - len(ids) :] = 1
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return Batch(input_ids.to(device), mask.to(device), positions.to(device))
+    return torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in sequences], device=device)
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -73,13 +57,6 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         group.append(index)
     if group:
         yield group
-
-
-def inputs_of(model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
-    """The keyword arguments of `model` for a batch; position ids only where its forward takes them."""
-    accepted = inspect.signature(model.forward).parameters
-    given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
-    return {name: value for name, value in given.items() if name in accepted}
 
 
 @dataclass(frozen=True)
@@ -105,14 +82,15 @@ def score(model: PreTrainedModel, encoded: Sequence[Encoded], budget: int = 2048
     loglikelihood = torch.zeros(len(encoded), dtype=torch.float64)
     greedy = torch.zeros(len(encoded), dtype=torch.bool)
     for group in batches([len(ids) for ids in inputs], budget):
-        batch = pad([inputs[i] for i in group], model.device)
-        keep = max(len(encoded[index].continuation) for i in group for index in distinct[inputs[i]])
-        logits = model(**inputs_of(model, batch), logits_to_keep=keep, use_cache=False).logits
+        read = [(row, index) for row, i in enumerate(group) for index in distinct[inputs[i]]]
+        first = min(encoded[index].start for _, index in read) - 1
+        ids = pad([inputs[i] for i in group], model.device)
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - first).logits
         logprobs = logits.float().log_softmax(-1)
-        for row, i in enumerate(group):
-            for index in distinct[inputs[i]]:
-                answer = torch.tensor(encoded[index].continuation, device=logits.device)
-                told = logprobs[row, -len(answer) :]
-                loglikelihood[index] = told.gather(-1, answer[:, None]).double().sum().item()
-                greedy[index] = bool((told.argmax(-1) == answer).all())
+        for row, index in read:
+            answer = torch.tensor(encoded[index].continuation, device=logits.device)
+            begin = encoded[index].start - 1 - first
+            told = logprobs[row, begin : begin + len(answer)]
+            loglikelihood[index] = told.gather(-1, answer[:, None]).double().sum().item()
+            greedy[index] = bool((told.argmax(-1) == answer).all())
     return Scores(loglikelihood, greedy)

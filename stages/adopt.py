@@ -1,0 +1,57 @@
+"""A donor trained here as a model directory like any fetched one: adapter merged, or copied, or its weights drawn anew."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from stages.anatomy.loading import check, load, load_tokenizer
+from stages.command import run
+from stages.errors import BadInput
+from stages.settings import Settings, read
+from stages.storage import new_directory, write_json
+
+
+class Adoption(Settings):
+    """How a trained donor becomes a model directory."""
+
+    trained: str
+    """The donor's name under data/donors."""
+    null_seed: int | None = None
+    """Draw all weights anew with this seed: a null donor of the same shape, which has learned nothing."""
+
+
+def adopt(adoption: Adoption, trained: Path, target: Path, out: Path) -> None:
+    """Writes the donor's model directory `out` in bfloat16.
+
+    An adapter (arXiv 2106.09685) is merged into the target's weights in float32 and rounded once.
+    Raises BadInput when `trained` is neither an adapter nor a model directory.
+    """
+    with new_directory(out) as directory:
+        if (trained / "adapter_config.json").is_file():
+            if adoption.null_seed is not None:
+                raise BadInput(f"{trained} is an adapter, expected a model of its own for null_seed; drop the key.")
+            merged = PeftModel.from_pretrained(load(target, device="cpu"), trained).merge_and_unload()
+            merged.to(torch.bfloat16).save_pretrained(directory)
+            load_tokenizer(target).save_pretrained(directory)
+        else:
+            check(trained)
+            for path in sorted(trained.iterdir()):
+                if path.suffix in (".json", ".jinja", ".safetensors") and path.name != "training.json":
+                    shutil.copyfile(path, directory / path.name)
+            if adoption.null_seed is not None:
+                torch.manual_seed(adoption.null_seed)
+                config = AutoConfig.from_pretrained(trained)
+                AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(directory)
+        write_json(directory / "source.json", {"source": f"trained:{adoption.trained}", "null_seed": adoption.null_seed})
+
+
+def main(donor: str, trained: Path, target: Path, out: Path, params: Path = Path("params.yaml")) -> None:
+    """Make the donor that params.yaml describes under `adopt`."""
+    adopt(read(params, f"adopt.{donor}", Adoption), trained, target, out)
+
+
+if __name__ == "__main__":
+    run(main)

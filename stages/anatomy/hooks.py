@@ -1,0 +1,83 @@
+"""Reading and replacing what leaves a site while a model runs; the model is as before when the block ends."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from stages.anatomy.blocks import blocks
+from stages.anatomy.sites import resolve_all
+from stages.errors import BadInput
+
+
+@contextlib.contextmanager
+def reading(model: PreTrainedModel, sites: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """A dictionary that holds, after a forward pass in the block, each site's hidden state [batch, tokens, width].
+
+    States keep their gradient. Raises BadInput for a site that the model lacks or that no pass in the block reached.
+    """
+    states: dict[str, torch.Tensor] = {}
+
+    def keep(site: str, state: torch.Tensor) -> torch.Tensor:
+        states[site] = state
+        return state
+
+    with _hooked(model, {site: keep for site in sites}):
+        yield states
+
+
+@contextlib.contextmanager
+def replacing(model: PreTrainedModel, changes: dict[str, Callable[[torch.Tensor], torch.Tensor]]) -> Iterator[None]:
+    """Inside the block, each site gives `change(state)` [batch, tokens, width] in place of `state`.
+
+    Raises BadInput for a site that the model lacks or that no pass in the block reached, and for a change of shape.
+    """
+
+    def change(site: str, old: torch.Tensor) -> torch.Tensor:
+        new = changes[site](old)
+        if new.shape != old.shape:
+            raise BadInput(
+                f"Expected a state of shape {list(old.shape)} for {site}, got {list(new.shape)}; keep the shape."
+            )
+        return new
+
+    with _hooked(model, {site: change for site in changes}):
+        yield
+
+
+@contextlib.contextmanager
+def _hooked(model: PreTrainedModel, actions: dict[str, Callable[[str, torch.Tensor], torch.Tensor]]) -> Iterator[None]:
+    modules = resolve_all(model, list(actions))
+    fired: set[str] = set()
+    batch_and_tokens: list[int] = []
+
+    def note_shape(_block: Any, inputs: tuple[Any, ...]) -> None:
+        batch_and_tokens[:] = inputs[0].shape[:2]
+
+    def hook_for(site: str) -> Callable[..., Any]:
+        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+            fired.add(site)
+            state = output if isinstance(output, torch.Tensor) else output[0]
+            shaped = state if state.ndim == 3 else state.view(*batch_and_tokens, -1)  # OPT flattens before its MLP
+            changed = actions[site](site, shaped)
+            if changed is shaped:
+                return None
+            flat = changed.reshape(state.shape)
+            return flat if isinstance(output, torch.Tensor) else (flat, *output[1:])
+
+        return hook
+
+    handles = [blocks(model)[0].register_forward_pre_hook(note_shape)]
+    handles += [module.register_forward_hook(hook_for(site)) for site, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    silent = [site for site in actions if site not in fired]
+    if silent:
+        raise BadInput(
+            f"Expected a forward pass to reach {', '.join(silent)}, but none did; leave out sites that do not run."
+        )

@@ -1,0 +1,1 @@
+"""What travels inside every exported graft: gate, bridge, blade, modeling."""

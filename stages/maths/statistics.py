@@ -1,0 +1,222 @@
+"""How sure one can be of a figure: bootstrap intervals over clusters of items, paired where models share the items."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import bdtr, ndtr, ndtri
+
+from stages.errors import BadInput
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""From weights [draws, items] (how often a draw has each item) to one figure a draw [draws]. NaN leaves a draw out;
+an infinity makes the interval unbounded."""
+
+_CELLS = 4_000_000  # weights held at a time
+_GROUPS = 1_000  # most clusters or groups of clusters that the jackknife leaves out in turn
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """Items behind it."""
+
+    def rounded(self) -> dict[str, float | int]:
+        """As a JSON object, to six decimals: the last bits of a sum differ between machines."""
+        return {"value": round(self.value, 6), "low": round(self.low, 6), "high": round(self.high, 6), "n": self.n}
+
+
+@dataclass(frozen=True)
+class Undefined:
+    """A figure that these items cannot give."""
+
+    reason: str
+    """One clause for the reader, without a full stop."""
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are drawn."""
+
+    resamples: int = 2000
+    confidence: float = 0.95
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Clusters drawn with replacement; figures from the same draws are paired."""
+
+    members: np.ndarray
+    """[items], the index of each item's cluster"""
+    counts: np.ndarray
+    """[resamples, clusters], how often a resample has a cluster"""
+    confidence: float
+
+    def resampled(self) -> Iterable[np.ndarray]:
+        """Weights [draws, items] of every resample, some draws at a time."""
+        return self._kept[0] if self._small else self._resample()
+
+    def left_out(self) -> Iterable[np.ndarray]:
+        """Weights [draws, items] that leave out one cluster (or one of a thousand groups of clusters) at a time."""
+        return self._kept[1] if self._small else self._leave_out()
+
+    @property
+    def _small(self) -> bool:
+        return len(self.counts) * len(self.members) <= _CELLS
+
+    @cached_property
+    def _kept(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        return list(self._resample()), list(self._leave_out())
+
+    def _resample(self) -> Iterator[np.ndarray]:
+        step = max(1, _CELLS // len(self.members))
+        for start in range(0, len(self.counts), step):
+            yield self.counts[start : start + step, self.members].astype(np.float64)
+
+    def _leave_out(self) -> Iterator[np.ndarray]:
+        group = self.members % _GROUPS
+        groups = min(_GROUPS, self.counts.shape[1])
+        step = max(1, _CELLS // len(group))
+        for start in range(0, groups, step):
+            yield (group != np.arange(start, min(start + step, groups))[:, None]).astype(np.float64)
+
+
+def draw(clusters: Sequence[object] | np.ndarray, bootstrap: Bootstrap) -> Draws:
+    """Draws over items with these cluster labels [items]; the same labels and seed give the same draws.
+
+    Raises BadInput when there is no item.
+    """
+    labels, members = np.unique(np.asarray(clusters), return_inverse=True)
+    count = len(labels)
+    if not count:
+        raise BadInput("Expected at least one item to resample, got none; evaluate on more items.")
+    generator = np.random.default_rng(bootstrap.seed)
+    counts = np.empty((bootstrap.resamples, count), dtype=np.uint16)
+    step = max(1, _CELLS // count)
+    for start in range(0, bootstrap.resamples, step):
+        rows = min(step, bootstrap.resamples - start)
+        picks = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        counts[start : start + rows] = np.bincount(picks.ravel(), minlength=rows * count).reshape(rows, count)
+    return Draws(members, counts, bootstrap.confidence)
+
+
+def estimate(draws: Draws, statistic: Statistic, span: tuple[float, float] | None = None) -> Estimate | Undefined:
+    """`statistic` on all items, with its BCa interval (Efron 1987, DOI 10.1080/01621459.1987.10478410).
+
+    `span` is the range that the figure cannot leave. Where all resamples agree, a bootstrap would claim certainty;
+    then the interval allows for the share of other items that n clusters alike can have missed,
+    1 − ((1 − confidence) / 2)^(1/n), the exact (Clopper–Pearson) bound for a proportion of 0 or 1. Where more than
+    one draw in twenty has no figure, the interval is the whole span. Undefined where the figure itself is, or where
+    no finite interval was found.
+    """
+    items = len(draws.members)
+    value = float(statistic(np.ones((1, items)))[0])
+    if not np.isfinite(value):
+        return Undefined("not defined on these items")
+    resampled = np.concatenate([statistic(weights) for weights in draws.resampled()])
+    defined = resampled[~np.isnan(resampled)]
+    if len(defined) < 0.95 * len(resampled):
+        return Estimate(value, *span, items) if span else Undefined("too few items to bound it")
+    if span and np.ptp(defined) == 0:
+        missed = unseen_share(draws.counts.shape[1], 1 - draws.confidence)
+        low, high = (value + missed * (end - value) for end in span)
+        return Estimate(value, low, high, items)
+    jackknife = np.concatenate([statistic(weights) for weights in draws.left_out()])
+    low, high = bca(value, defined, jackknife, draws.confidence)
+    if not np.isfinite([low, high]).all():
+        return Undefined("too few items to bound it")
+    return Estimate(value, low, high, items)
+
+
+def bca(value: float, resampled: np.ndarray, jackknife: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Bias-corrected and accelerated bounds from resampled [draws] and leave-one-out [clusters] figures.
+
+    The bounds are the quantiles Φ(z₀ + (z₀ ± z) / (1 − a (z₀ ± z))), with z₀ from the share of draws below `value`
+    and a from the skewness of the jackknife.
+    """
+    below = ((resampled < value).mean() + (resampled <= value).mean()) / 2
+    edge = 0.5 / len(resampled)
+    bias = ndtri(np.clip(below, edge, 1 - edge))
+    with np.errstate(invalid="ignore"):
+        pull = jackknife.mean() - jackknife
+        spread = (pull**2).sum()
+        skew = (pull**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
+    shifted = bias + ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
+    levels = ndtr(bias + shifted / (1 - (skew if np.isfinite(skew) else 0.0) * shifted))
+    with np.errstate(invalid="ignore"):
+        low, high = np.quantile(resampled, levels)
+    return float(low), float(high)
+
+
+def unseen_share(clusters: int, doubt: float) -> float:
+    """The largest share of other outcomes that `clusters` outcomes alike leave possible, at `doubt` / 2 a side."""
+    return 1 - (doubt / 2) ** (1 / clusters)
+
+
+def mean(draws: Draws, values: ArrayLike, span: tuple[float, float] | None = None) -> Estimate | Undefined:
+    """The mean of `values` [items]."""
+    v = np.asarray(values, dtype=np.float64)
+    return estimate(draws, lambda w: (w @ v) / w.sum(-1), span)
+
+
+def accuracy(draws: Draws, right: ArrayLike) -> Estimate | Undefined:
+    """The share of right answers."""
+    return mean(draws, right, span=(0.0, 1.0))
+
+
+def difference(draws: Draws, first: ArrayLike, second: ArrayLike) -> Estimate | Undefined:
+    """The share of right answers of the first model less that of the second, paired by item."""
+    return mean(draws, _float(first) - _float(second), span=(-1.0, 1.0))
+
+
+def ratio(draws: Draws, first: ArrayLike, second: ArrayLike) -> Estimate | Undefined:
+    """Sum of the first over sum of the second, paired by item; undefined where the second can vanish."""
+    a, b = _float(first), _float(second)
+    return estimate(draws, lambda w: _over(w @ a, w @ b))
+
+
+def recovery(draws: Draws, graft: ArrayLike, donor: ArrayLike, target: ArrayLike) -> Estimate | Undefined:
+    """(graft − target) / (donor − target) of the shares of right answers, a paired bootstrap of the ratio.
+
+    Undefined where the interval of donor − target reaches 0 or below: there is nothing to recover.
+    """
+    gain, gap = _float(graft) - _float(target), _float(donor) - _float(target)
+    whole = mean(draws, gap, span=(-1.0, 1.0))
+    if isinstance(whole, Undefined) or whole.low <= 0:
+        return Undefined("the donor is not surely better than the target, so there is no gain to recover")
+    reach = 1 / whole.value
+    return estimate(draws, lambda w: _over(w @ gain, w @ gap), span=(-reach, reach))
+
+
+def perplexity_ratio(draws: Draws, graft: ArrayLike, target: ArrayLike, tokens: ArrayLike) -> Estimate | Undefined:
+    """The graft's perplexity over the target's: exp(−(Σ graft − Σ target) / Σ tokens), log-likelihoods in nats [items]."""
+    less, count = _float(target) - _float(graft), _float(tokens)
+    return estimate(draws, lambda w: np.exp((w @ less) / (w @ count)))
+
+
+def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
+    """Exact two-sided p of McNemar's test: items that the first model alone has right against those of the second.
+
+    2 · P(Binomial(b + c, 1/2) ≤ min(b, c)), at most 1. Takes items for independent, so clusters make it too small.
+    """
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    gained, lost = int((a & ~b).sum()), int((~a & b).sum())
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5))) if gained + lost else 1.0
+
+
+def _float(values: ArrayLike) -> np.ndarray:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """The quotient; where the divisor is not positive, an infinity of the dividend's sign (NaN where both are 0)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(below > 0, above / below, np.where(above == 0, np.nan, np.sign(above) * np.inf))

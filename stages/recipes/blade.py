@@ -1,0 +1,128 @@
+"""A donor's hidden states injected into the running target: the recipe, and the parts that gates are trained on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from stages.anatomy.blocks import blocks, layer_index
+from stages.anatomy.loading import load, load_tokenizer
+from stages.anatomy.vocabulary import shared, spelling
+from stages.errors import BadInput
+from stages.graft.blade import Blade, Injection
+from stages.settings import Settings
+
+
+class Training(Settings):
+    """How the gate and the bridge learn: cross-entropy on answers, and divergence from the target on text."""
+
+    steps: int = pydantic.Field(gt=0)
+    prompts: int = pydantic.Field(gt=0)
+    """Training prompts whose states are kept."""
+    batch: int = pydantic.Field(gt=0)
+    """Prompts a step."""
+    texts: int = pydantic.Field(gt=0)
+    """Texts a step."""
+    positions: int = pydantic.Field(gt=0)
+    """Tokens of them a step, drawn at random, at which the divergence is taken."""
+    learning_rate: float = pydantic.Field(gt=0)
+    divergence: float = pydantic.Field(ge=0)
+    """Weight of KL(target ‖ graft) on text, in nats a token, beside the cross-entropy in nats a token."""
+    seed: int = 0
+
+
+class BladeRecipe(Settings):
+    """A variant's section under `inject`."""
+
+    donor: str
+    """The donor's name."""
+    control_for: str | None = None
+    """The variant that this one is a control for: made to fail."""
+    layer: str | int | float
+    """The target's block whose output is changed: an index, `n-4`, or a depth such as 0.875."""
+    donor_layer: str | int | float
+    """The donor's block whose output is taken; blocks after it are cut off."""
+    gate: Literal["identity", "closed", "scalar", "sigmoid", "linear", "softmax", "token", "channel"]
+    bridge: Literal["identity", "linear"] = "identity"
+    mix: Literal["delta", "add"] = "delta"
+    alpha: float = 1.0
+    training: Training | None = None
+    """None where there is nothing to learn: an identity or closed gate, and no bridge."""
+
+    @pydantic.model_validator(mode="after")
+    def _learns(self):
+        learned = self.gate not in ("identity", "closed") or self.bridge != "identity"
+        if learned and self.training is None:
+            raise ValueError(f"a {self.gate} gate over a {self.bridge} bridge has to learn; add a training section")
+        if not learned and self.training is not None:
+            raise ValueError(f"an {self.gate} gate over an identity bridge has nothing to learn; drop the training section")
+        return self
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a blade is made of, before it is one model."""
+
+    target: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layer: int
+    blade: Blade
+    injection: Injection
+    donor_config: PreTrainedConfig
+    """Of the donor cut after the block that is used."""
+    spelled: tuple[int, int] | None
+    """Rows and ids of the spelling table, for a donor with another tokenizer."""
+
+    @property
+    def target_blocks(self) -> str:
+        return path_of(self.target, blocks(self.target))
+
+
+def path_of(model: torch.nn.Module, part: torch.nn.Module) -> str:
+    """The dotted name of a part of a model."""
+    return next(name for name, module in model.named_modules() if module is part)
+
+
+def parts(recipe: BladeRecipe, target: Path, donor: Path) -> Parts:
+    """Loads target and donor, cuts the donor, and makes a fresh injection.
+
+    Raises BadInput when a layer does not exist, or the widths differ and no bridge is named.
+    """
+    receiving, giving = load(target), load(donor)
+    layer = layer_index(recipe.layer, len(blocks(receiving)))
+    donor_layer = layer_index(recipe.donor_layer, len(blocks(giving)))
+    widths = giving.config.hidden_size, receiving.config.hidden_size
+    if recipe.bridge == "identity" and widths[0] != widths[1]:
+        raise BadInput(
+            f"Donor {recipe.donor!r} has width {widths[0]} and the target {widths[1]}; expected equal widths or a bridge: "
+            "set bridge: linear."
+        )
+    tokenizer, donor_tokenizer = load_tokenizer(target), load_tokenizer(donor)
+    table = None
+    if not shared(tokenizer, donor_tokenizer):
+        table = spelling(tokenizer, donor_tokenizer, receiving.get_input_embeddings().num_embeddings)
+    cut = _cut(giving.config, donor_layer + 1)
+    backbone = giving.base_model
+    spelled = None if table is None else (len(table[1]) - 1, len(table[0]))
+    with torch.device(receiving.device):
+        torch.manual_seed(recipe.training.seed if recipe.training else 0)
+        injection = Injection(recipe.gate, recipe.bridge, recipe.mix, recipe.alpha, *widths)
+        blade = Blade(cut, path_of(backbone, blocks(giving)), spelled)
+    kept = blade.donor.state_dict().keys()
+    blade.donor.load_state_dict({k: v for k, v in backbone.state_dict().items() if k in kept})
+    if table is not None:
+        blade.spelling, blade.spelling_start = (t.to(receiving.device) for t in table)
+    return Parts(receiving, tokenizer, layer, blade.requires_grad_(False).eval(), injection, cut, spelled)
+
+
+def _cut(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
+    """The configuration of the same model with `count` blocks."""
+    values = config.to_dict()
+    if isinstance(values.get("layer_types"), list):
+        values["layer_types"] = values["layer_types"][:count]
+    cut = type(config).from_dict(values)
+    cut.num_hidden_layers = count
+    return cut

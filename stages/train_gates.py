@@ -1,0 +1,127 @@
+"""Gate and bridge of an injected variant, trained on kept states: only the blocks after the injection run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy, kl_div
+
+from stages.anatomy.blocks import blocks
+from stages.anatomy.likelihood import batches, encode, pad
+from stages.anatomy.restart import resumed
+from stages.command import run
+from stages.recipes.blade import BladeRecipe, Parts, Training, parts
+from stages.settings import read
+from stages.storage import new_directory, read_jsonl, write_json
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One text's states, without pads."""
+
+    ids: tuple[int, ...]
+    start: int
+    """The first token that is predicted in training: an answer's, or a text's second."""
+    h: torch.Tensor
+    """[tokens, width], leaving the target's block"""
+    d: torch.Tensor
+    """[tokens, donor width]"""
+    known: torch.Tensor
+    """[tokens], where the donor has read something"""
+    final: torch.Tensor | None
+    """[tokens, vocabulary], the target's log-probabilities; for texts"""
+
+
+@torch.inference_mode()
+def keep(parts: Parts, sequences: list[tuple[tuple[int, ...], int]], logits: bool) -> list[Kept]:
+    """Runs target and donor once over `sequences` of ids and start."""
+    block = blocks(parts.target)[parts.layer]
+    kept: dict[int, Kept] = {}
+    left: list[torch.Tensor] = []
+    handle = block.register_forward_hook(lambda m, a, out: left.append(out[0] if isinstance(out, tuple) else out))
+    try:
+        for group in batches([len(ids) for ids, _ in sequences], budget=2048):
+            ids = pad([sequences[i][0] for i in group], parts.target.device)
+            left.clear()
+            output = (parts.target if logits else parts.target.base_model)(input_ids=ids, use_cache=False)
+            d, known = parts.blade.states(ids, torch.ones_like(ids), None)
+            known = torch.ones_like(ids, dtype=torch.bool) if known is None else known
+            for row, i in enumerate(group):
+                tokens, start = sequences[i]
+                n = len(tokens)
+                final = output.logits[row, :n].log_softmax(-1) if logits else None
+                kept[i] = Kept(tokens, start, left[0][row, :n].clone(), d[row, :n].clone(), known[row, :n].clone(), final)
+    finally:
+        handle.remove()
+    return [kept[i] for i in range(len(sequences))]
+
+
+def stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Ragged tensors as one batch, padded on the right with zeros."""
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+
+
+def states(parts: Parts, kept: list[Kept]) -> torch.Tensor:
+    """The graft's final states [n, width] where it predicts the tokens of `kept` that training looks at."""
+    ids = stacked([torch.tensor(k.ids, device=k.h.device) for k in kept])
+    h, d, known = (stacked([getattr(k, name) for k in kept]) for name in ("h", "d", "known"))
+    column = torch.arange(1, ids.shape[1], device=ids.device)
+    start, end = (torch.tensor(v, device=ids.device)[:, None] for v in ([k.start for k in kept], [len(k.ids) for k in kept]))
+    with resumed(parts.target, parts.layer, parts.injection(h, d, known)):
+        final = parts.target.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return final[:, :-1][(column >= start) & (column < end)]
+
+
+def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) -> list[dict[str, Any]]:
+    """Trains the injection in place by Adam; gives the loss curve.
+
+    Loss: cross-entropy of the answers' tokens + divergence · KL(target ‖ graft) at `positions` tokens of the texts, nats
+    a token. Answers and texts pass apart, since texts are several times as long and would pad the answers.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed)
+    optimizer = torch.optim.Adam(parts.injection.parameters(), lr=recipe.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
+    )
+    head = parts.target.get_output_embeddings()
+    curve = []
+    for step in range(recipe.steps):
+        asked = [items[i] for i in torch.randint(len(items), (recipe.batch,), generator=generator).tolist()]
+        told = [texts[i] for i in torch.randint(len(texts), (recipe.texts,), generator=generator).tolist()]
+        wanted = torch.tensor([i for k in asked for i in k.ids[k.start :]], device=asked[0].h.device)
+        right = cross_entropy(head(states(parts, asked)), wanted)
+        reference = torch.cat([k.final[k.start - 1 : -1] for k in told if k.final is not None])
+        some = torch.randperm(len(reference), generator=generator)[: recipe.positions]
+        moved = kl_div(head(states(parts, told)[some]).log_softmax(-1), reference[some], log_target=True,
+                       reduction="batchmean")  # fmt: skip
+        optimizer.zero_grad(set_to_none=True)
+        (right + recipe.divergence * moved).backward()
+        optimizer.step()
+        schedule.step()
+        curve.append({"step": step, "cross_entropy": round(right.item(), 5), "kl": round(moved.item(), 5)})
+        if step % 10 == 0 or step == recipe.steps - 1:
+            print(f"step {step} of {recipe.steps}: cross-entropy {right:.4f}, KL {moved:.4f}", flush=True)
+    return curve
+
+
+def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, out: Path,
+         params: Path = Path("params.yaml")) -> None:  # fmt: skip
+    """Train the gate and the bridge of the variant that params.yaml describes under `inject`."""
+    recipe = read(params, f"inject.{variant}", BladeRecipe)
+    made = parts(recipe, target, donor)
+    curve = []
+    if recipe.training is not None:
+        rows = read_jsonl(capability)[: recipe.training.prompts]
+        asked = [(e.ids, e.start) for e in encode(made.tokenizer, [(row["prompt"], row["answer"]) for row in rows])]
+        told = [(tuple(made.tokenizer(row["text"]).input_ids), 1) for row in read_jsonl(text)]
+        curve = train(made, recipe.training, keep(made, asked, logits=False), keep(made, told, logits=True))
+    with new_directory(out) as directory:
+        rounded = {name: value.to(torch.bfloat16).contiguous().cpu() for name, value in made.injection.state_dict().items()}
+        save_file(rounded, directory / "gate.safetensors")
+        write_json(directory / "training.json", {"curve": curve, "recipe": recipe.model_dump()})
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,66 @@
+"""Tiny random models of many families: vocabulary 128, width 32, 4 blocks, grouped queries where a family has them."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+_LLAMA = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_SINGLE_QUERY = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
+_OPT = {key: value for key, value in _SINGLE_QUERY.items() if key not in ("intermediate_size", "initializer_range")}
+
+CONFIGURATIONS: dict[str, dict] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA | {"sliding_window": 6},
+    "qwen2": _LLAMA,
+    "phi3": _LLAMA,
+    "gemma": _LLAMA | {"head_dim": 8},
+    "gemma2": _LLAMA | {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gpt_neox": _SINGLE_QUERY,
+    "opt": _OPT | {"ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.2},
+    "bloom": {
+        "vocab_size": 128,
+        "hidden_size": 32,
+        "n_layer": 4,
+        "n_head": 4,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "gpt2": {
+        "vocab_size": 128,
+        "n_embd": 32,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_inner": 64,
+        "n_positions": 256,
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
+FAMILIES = sorted(CONFIGURATIONS)
+
+
+def tiny(family: str, seed: int = 0, **overrides) -> PreTrainedModel:
+    """A random model of `family` in evaluation mode, frozen; the same seed gives the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **CONFIGURATIONS[family] | overrides))
+    return model.requires_grad_(False).eval()
+
+
+def token_ids(batch: int = 3, tokens: int = 11, seed: int = 0) -> torch.Tensor:
+    """Random token ids [batch, tokens] that every family knows, none of them special."""
+    return torch.randint(3, 128, (batch, tokens), generator=torch.Generator().manual_seed(seed))

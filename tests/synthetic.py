@@ -1,0 +1,187 @@
+"""A made-up experiment as the stages before the report would leave it: the pilot's figures, drawn item by item."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+PARAMS = {
+    "adopt": {name: {"trained": name} for name in ("sibling", "calculator", "null_calculator")},
+    "inject": {
+        "blade": {"donor": "sibling", "layer": "n-4"},
+        "closed_gate": {"donor": "sibling", "control_for": "blade"},
+        "bridged_blade": {"donor": "calculator"},
+        "null_donor": {"donor": "null_calculator", "control_for": "bridged_blade"},
+        "published_blade": {"donor": "sibling"},
+    },
+    "transplant": {
+        "transplant": {"donor": "sibling"},
+        "random_transplant": {"donor": "sibling", "control_for": "transplant"},
+    },
+    "report": {"resamples": 400},
+    "uncertainty": {"resamples": 400},
+}
+# capability, retention lost, nats a token lost on text, KL; None: another tokenizer
+MODELS = {
+    "target": (0.01, 0.0, 0.0, None),
+    "sibling": (0.96, 0.06, 0.6, 0.55),
+    "calculator": (0.99, 0.2, None, None),
+    "null_calculator": (0.0, 0.2, None, None),
+    "blade": (0.955, 0.0, 0.002, 0.003),
+    "closed_gate": (None, None, None, 0.0),
+    "bridged_blade": (0.99, 0.0, 0.001, 0.002),
+    "null_donor": (0.012, 0.0, 0.0005, 0.001),
+    "published_blade": (0.03, 0.0, 0.033, 0.03),
+    "transplant": (0.9, 0.01, 0.017, 0.02),
+    "random_transplant": (0.45, 0.01, 0.06, 0.07),
+}
+
+
+def params(root: Path, **changes: object) -> Path:
+    """A params.yaml with the sections that the report reads."""
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS | changes, sort_keys=False))
+    return root / "params.yaml"
+
+
+def items(name: str, count: int = 300, questions: int = 120, texts: int = 24) -> pd.DataFrame:
+    """The evaluated rows of one model; every model answers the same items, the same luck deciding for all."""
+    luck = np.random.default_rng(7)
+    ease, stays, gap, kl = MODELS[name]
+    closed = ease is None
+    ease, stays, gap = (0.01, 0.0, 0.0) if closed else (ease, stays, gap)
+    digits = luck.choice([1, 2, 3], size=count, p=[0.1, 0.3, 0.6])
+    operation = np.where(np.arange(count) % 2, "subtraction", "addition")
+    right = luck.random(count) < ease ** np.where(digits == 3, 1.1, 0.8)
+    sure = np.clip(np.where(right, luck.beta(9, 1, count), luck.beta(2, 2, count)), 1e-6, 1)
+    capability = pd.DataFrame(
+        {
+            "task": "capability",
+            "id": [f"test-{i:05d}" for i in range(count)],
+            "group": operation,
+            "digits": digits,
+            "seen": np.arange(count) >= count * 3 // 10,
+            "cluster": [f"{o} {i // 6 * 3 % 97} {i % 3}" for i, o in enumerate(operation)],
+            "right": right,
+            "loglikelihood": np.where(right, np.log(sure), -8.0),
+            "confidence": sure,
+            "tokens": digits + 2,
+        }
+    )
+    knows = luck.random(questions)
+    right = (knows < 0.55) & (luck.random(questions) >= stays)
+    retention = pd.DataFrame(
+        {
+            "task": "retention",
+            "id": [f"q{i:03d}" for i in range(questions)],
+            "group": np.array(["geography", "science", "language"])[np.arange(questions) % 3],
+            "cluster": [f"q{i:03d}" for i in range(questions)],
+            "right": right,
+            "loglikelihood": -4.0,
+            "confidence": np.clip(0.25 + 0.6 * luck.random(questions) + 0.1 * right, 0, 1),
+            "tokens": 3,
+        }
+    )
+    tokens = luck.integers(80, 160, texts)
+    noise = luck.normal(0, 0.001, texts) * (0 if closed or name == "target" else 1)
+    told = -tokens * (2.84 + (3.0 if gap is None else gap + noise))
+    text = pd.DataFrame(
+        {
+            "task": "text",
+            "id": [f"t{i:02d}" for i in range(texts)],
+            "group": "history",
+            "cluster": [f"t{i:02d}" for i in range(texts)],
+            "loglikelihood": told,
+            "tokens": tokens * 4 if gap is None else tokens,
+            "kl": np.nan if kl is None else kl * luck.uniform(0.5, 1.5, texts),
+            "agreement": np.nan if kl is None else 1 - kl / 2,
+        }
+    )
+    rows = pd.concat([capability, retention, text], ignore_index=True)
+    return rows.astype({"digits": "Int8", "seen": "boolean", "right": "boolean"}).sort_values(["task", "id"])
+
+
+def catalog(width: bool) -> pd.DataFrame:
+    """Sites of 30 blocks with what each measures; another width has pairs of layers instead of changes."""
+    rows = []
+    for layer in range(30):
+        for kind in ("block", "attention", "mlp"):
+            site = f"layers.{layer}" + {"block": "", "attention": ".self_attn", "mlp": ".mlp"}[kind]
+            depth = layer / 29
+            row = {"site": site, "kind": kind, "layer": layer}
+            row |= {
+                "capability_change": 0.6 * depth**2 + 0.05 if width else np.nan,
+                "capability_cka": 1 - 0.3 * depth if width else 0.4,
+                "text_change": 0.2 * depth + 0.03 if width else np.nan,
+                "text_cka": 1 - 0.05 * depth if width else 0.3,
+            }
+            rows.append(row if width else row | {"donor_layer": layer // 5, "target_layer": layer})
+    return pd.DataFrame(rows)
+
+
+def trace() -> pd.DataFrame:
+    """Effects of exchanging each block's states, or its weights, one way and the other."""
+    rows = []
+    for layer in range(30):
+        for intervention, size in (("states", 1.0), ("weights_in", 0.08), ("weights_out", 0.2)):
+            effect = size * (1 / (1 + np.exp((18 - layer) / 2)) if intervention == "states" else np.sin(layer / 9.5) ** 2)
+            kl = 0.02 + 0.1 * effect
+            rows.append(
+                {"site": f"layers.{layer}", "layer": layer, "intervention": intervention, "n": 64}
+                | {"capability_effect": effect, "capability_low": effect - 0.05, "capability_high": effect + 0.05}
+                | {"retention_kl": kl, "retention_low": kl * 0.8, "retention_high": kl * 1.3}
+            )
+    return pd.DataFrame(rows)
+
+
+def alignment(pairs: list[tuple[int, int]], equal: bool) -> list[dict[str, object]]:
+    """Held-out quality of each bridge."""
+    rows = []
+    for number, (donor, target) in enumerate(pairs):
+        part = number / len(pairs)
+        row = {"donor_layer": donor, "target_layer": target, "kind": "procrustes" if equal else "ridge"}
+        row |= {"cosine_before": 0.98 - 0.4 * part if equal else None, "cosine": 0.99 - 0.2 * part}
+        row |= {"mse_before": 0.1 if equal else None, "mse": 0.05, "r2_before": None, "r2": 0.9 - 0.4 * part}
+        rows.append(row | {"rows_fit": 8000, "rows_held_out": 2000})
+    return rows
+
+
+def experiment(root: Path, models: dict[str, str] | None = None, **changes: object) -> Path:
+    """Writes everything that the report reads under `root`; `models` gives other names to some."""
+    params(root, **changes)
+    for name in MODELS:
+        named = (models or {}).get(name, name)
+        _parquet(items(name), root / "evaluation" / named / "items.parquet")
+        hashes = {"model.safetensors": "ab" * 32, "config.json": "cd" * 32}
+        _json({"source": f"pypi:{name}==1.0/model.gguf", "revision": f"{name}==1.0", "files": hashes},
+              root / "models" / named / "source.json")  # fmt: skip
+    for donor in ("sibling", "calculator"):
+        same = donor == "sibling"
+        _parquet(catalog(same), root / "catalog" / f"{donor}.parquet")
+        pairs = [(layer, layer) for layer in range(0, 30, 2)] if same else [(d, t) for d in (3, 5) for t in (20, 26)]
+        _json({"rows": alignment(pairs, same)}, root / "bridges" / donor / "alignment.json")
+        _json({"recipe": {"recipe": "adapter", "rank": 12, "seed": 0}, "losses": [2.0, 0.1], "scores": {"items": 1000, "exact_match": 0.96}},
+              root / "donors" / donor / "training.json")  # fmt: skip
+    _parquet(trace(), root / "trace" / "sibling.parquet")
+    for variant in ("blade", "bridged_blade", "null_donor"):
+        cross, kl = (0.05, 0.003) if variant != "null_donor" else (2.0, 0.01)
+        steps = [{"step": s, "cross_entropy": cross + 2 * 0.9**s, "kl": kl + 0.05 * 0.95**s} for s in range(0, 150, 5)]
+        _json({"curve": [s | {"loss": s["cross_entropy"] + s["kl"]} for s in steps]}, root / "gates" / variant / "training.json")
+    _json({"path": [{"question": "Do donor and target share a width?", "figure": "576 and 576", "threshold": "equal",
+                     "answer": "yes"},
+                    {"question": "Where does exchanging states carry the capability?", "figure": "0.97 at block 26",
+                     "threshold": "≥ 0.9", "answer": "block 26"}],
+           "recommendation": {"method": "blade", "layer": 26, "gate": "token", "mix": "delta"}},
+          root / "plan" / "plan.json")  # fmt: skip
+    return root
+
+
+def _parquet(rows: pd.DataFrame, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows.to_parquet(path, index=False)
+
+
+def _json(value: object, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
