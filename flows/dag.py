@@ -83,6 +83,8 @@ def select(repo: Repo, graph: networkx.DiGraph, targets: Sequence[str] | None) -
         try:
             stages = collect_stages(repo, [target])
         except DvcException:
+            if not targets:
+                raise DagError(f"Expected a dvc.yaml in {repo.root_dir}, found none; name the targets.") from None
             names = {name for stage in graph for name in (stage.addressing, stage.addressing.partition("@")[0])}
             near = difflib.get_close_matches(target, names, n=1, cutoff=0.4)
             remedy = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(names)) or 'none'}."

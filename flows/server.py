@@ -39,6 +39,7 @@ def prepare() -> None:
 @contextmanager
 def server() -> Iterator[bool]:
     """A Prefect server for the body; yields whether it is a temporary one, whose records stay."""
+    # here and below, because importing this module must come before importing prefect
     from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
     configured = get_current_settings().api.url

@@ -18,11 +18,14 @@ import sys
 import time
 from collections.abc import Callable
 
-INTERRUPT = ((0.0, signal.SIGINT), (10.0, signal.SIGTERM), (15.0, signal.SIGKILL))
-"""After how many seconds a command that must stop gets which signal; Prefect kills the flow itself after 30."""
-CLEAR = ((0.0, signal.SIGTERM), (5.0, signal.SIGKILL))
-"""The same for what an ended command left behind; a shell makes its background jobs deaf to SIGINT."""
-GIVE_UP = 25.0
+INTERRUPT = ((0.0, signal.SIGINT), (5.0, signal.SIGTERM), (10.0, signal.SIGKILL))
+"""After how many seconds a command that must stop gets which signal; Prefect kills the flow itself after 30.
+
+The second matters even for the well-behaved: a shell that is just starting a program swallows SIGINT.
+"""
+CLEAR = ((1.0, signal.SIGTERM), (6.0, signal.SIGKILL))
+"""The same for what an ended command left behind: it may finish writing; a shell's background jobs ignore SIGINT."""
+GIVE_UP = 20.0
 """Seconds after which a process that even SIGKILL does not end (stuck in a driver) is left behind."""
 POLL = 0.5
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -102,21 +102,20 @@ def items(name: str, count: int = 300, questions: int = 120, texts: int = 24) ->
     return rows.astype({"digits": "Int8", "seen": "boolean", "right": "boolean"}).sort_values(["task", "id"])
 
 
-def catalog(width: bool) -> pd.DataFrame:
-    """Sites of 30 blocks with what each measures; another width has pairs of layers instead of changes."""
+def catalog(same_width: bool) -> pd.DataFrame:
+    """Sites of 30 blocks with what each measures; another width has pairs of blocks and the CKA alone."""
     rows = []
     for layer in range(30):
-        for kind in ("block", "attention", "mlp"):
-            site = f"layers.{layer}" + {"block": "", "attention": ".self_attn", "mlp": ".mlp"}[kind]
-            depth = layer / 29
-            row = {"site": site, "kind": kind, "layer": layer}
-            row |= {
-                "capability_change": 0.6 * depth**2 + 0.05 if width else np.nan,
-                "capability_cka": 1 - 0.3 * depth if width else 0.4,
-                "text_change": 0.2 * depth + 0.03 if width else np.nan,
-                "text_cka": 1 - 0.05 * depth if width else 0.3,
-            }
-            rows.append(row if width else row | {"donor_layer": layer // 5, "target_layer": layer})
+        depth = layer / 29
+        for kind, part in (("block", ""), ("attention", ".self_attn"), ("mlp", ".mlp")) if same_width else ():
+            row = {"site": f"layers.{layer}{part}", "kind": kind, "layer": layer, "donor_layer": layer}
+            row |= {"capability_change": (0.6 if kind == "block" else 0.4) * depth**2 + 0.05, "text_change": 0.2 * depth + 0.03}
+            rows.append(row | {"capability_cka": 1 - 0.3 * depth, "text_cka": 1 - 0.05 * depth})
+        for donor_layer in () if same_width else range(6):
+            row = {"site": f"layers.{layer}", "kind": "block", "layer": layer, "donor_layer": donor_layer}
+            near = np.exp(-((depth - donor_layer / 5) ** 2) * 4)
+            row |= {"capability_change": np.nan, "text_change": np.nan}
+            rows.append(row | {"capability_cka": 0.2 + 0.5 * near, "text_cka": 0.1 + 0.3 * near})
     return pd.DataFrame(rows)
 
 
@@ -140,10 +139,12 @@ def alignment(pairs: list[tuple[int, int]], equal: bool) -> list[dict[str, objec
     rows = []
     for number, (donor, target) in enumerate(pairs):
         part = number / len(pairs)
-        row = {"donor_layer": donor, "target_layer": target, "kind": "procrustes" if equal else "ridge"}
-        row |= {"cosine_before": 0.98 - 0.4 * part if equal else None, "cosine": 0.99 - 0.2 * part}
-        row |= {"mse_before": 0.1 if equal else None, "mse": 0.05, "r2_before": None, "r2": 0.9 - 0.4 * part}
-        rows.append(row | {"rows_fit": 8000, "rows_held_out": 2000})
+        for kind in ("orthogonal", "ridge") if equal else ("ridge",):
+            row = {"donor_layer": donor, "target_layer": target, "kind": kind, "rows_fit": 8000, "rows_held_out": 2000}
+            row |= {"cosine_before": 0.98 - 0.4 * part if equal else None, "mse_before": 0.1 if equal else None}
+            row |= {"r2_before": 0.9 - 0.6 * part if equal else None}
+            better = 0.05 if kind == "ridge" else 0.0
+            rows.append(row | {"cosine": 0.92 - 0.2 * part + better, "mse": 0.05, "r2": 0.85 - 0.4 * part + better})
     return rows
 
 
@@ -160,7 +161,7 @@ def experiment(root: Path, models: dict[str, str] | None = None, **changes: obje
         same = donor == "sibling"
         _parquet(catalog(same), root / "catalog" / f"{donor}.parquet")
         pairs = [(layer, layer) for layer in range(0, 30, 2)] if same else [(d, t) for d in (3, 5) for t in (20, 26)]
-        _json({"rows": alignment(pairs, same)}, root / "bridges" / donor / "alignment.json")
+        _json(alignment(pairs, same), root / "bridges" / donor / "alignment.json")
         _json({"recipe": {"recipe": "adapter", "rank": 12, "seed": 0}, "losses": [2.0, 0.1], "scores": {"items": 1000, "exact_match": 0.96}},
               root / "donors" / donor / "training.json")  # fmt: skip
     _parquet(trace(), root / "trace" / "sibling.parquet")

@@ -1,12 +1,10 @@
 """The decoder blocks of any architecture, and the attention, MLP and linear modules inside them."""
 
-import math
-import re
-
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from stages.anatomy.names import layer_index as layer_index
 from stages.errors import BadInput
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
@@ -57,30 +55,6 @@ def mlp_output_of(block: nn.Module) -> nn.Module | None:
 def _first(block: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
     children = dict(block.named_children())
     return next((children[name] for name in names if name in children), None)
-
-
-def layer_index(spec: str | int | float, count: int) -> int:
-    """The block that `spec` means in a model of `count` blocks, from 0.
-
-    An integer is an index (negative from the end), `n-4` is count − 4, and a number with a point is a depth in [0, 1):
-    0.875 means block 28 of 32 and 26 of 30. Raises BadInput for a layer that does not exist.
-    """
-    text = str(spec).replace(" ", "").lower()
-    if re.fullmatch(r"-?\d+", text):
-        index = int(text)
-        index += count if index < 0 else 0
-    elif match := re.fullmatch(r"n-(\d+)", text):
-        index = count - int(match[1])
-    elif re.fullmatch(r"\d*\.\d+", text):
-        index = math.floor(round(float(text) * count, 9))
-    else:
-        index = -1
-    if not 0 <= index < count:
-        raise BadInput(
-            f"Expected a layer from 0 to {count - 1}, n-1 to n-{count} or a depth such as 0.875, "
-            f"got {spec!r}: a layer that does not exist in a model of {count} blocks."
-        )
-    return index
 
 
 def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -1,6 +1,7 @@
 """Reading and replacing what leaves a site while a model runs; the model is as before when the block ends."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,13 +20,23 @@ def reading(model: PreTrainedModel, sites: Iterable[str]) -> Iterator[dict[str, 
     States keep their gradient. Raises BadInput for a site that the model lacks or that no pass in the block reached.
     """
     states: dict[str, torch.Tensor] = {}
+    with watching(model, {site: functools.partial(states.__setitem__, site) for site in sites}):
+        yield states
 
-    def keep(site: str, state: torch.Tensor) -> torch.Tensor:
-        states[site] = state
+
+@contextlib.contextmanager
+def watching(model: PreTrainedModel, watchers: dict[str, Callable[[torch.Tensor], None]]) -> Iterator[None]:
+    """Inside the block, each site shows its state [batch, tokens, width] to its watcher as soon as it is computed.
+
+    Nothing is kept, so a watcher that writes states away needs memory for one site at a time. Raises as `reading` does.
+    """
+
+    def show(site: str, state: torch.Tensor) -> torch.Tensor:
+        watchers[site](state)
         return state
 
-    with _hooked(model, {site: keep for site in sites}):
-        yield states
+    with _hooked(model, {site: show for site in watchers}):
+        yield
 
 
 @contextlib.contextmanager

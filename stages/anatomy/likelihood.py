@@ -67,6 +67,8 @@ class Scores:
     """[n], natural logarithm, summed over the continuation's tokens"""
     greedy: torch.Tensor
     """[n], whether greedy decoding gives exactly this continuation"""
+    confidence: torch.Tensor
+    """[n], the probability of the greedy path up to and including the first token where it leaves this continuation"""
 
 
 @torch.inference_mode()
@@ -81,6 +83,7 @@ def score(model: PreTrainedModel, encoded: Sequence[Encoded], budget: int = 2048
     inputs = list(distinct)
     loglikelihood = torch.zeros(len(encoded), dtype=torch.float64)
     greedy = torch.zeros(len(encoded), dtype=torch.bool)
+    confidence = torch.zeros(len(encoded), dtype=torch.float64)
     for group in batches([len(ids) for ids in inputs], budget):
         read = [(row, index) for row, i in enumerate(group) for index in distinct[inputs[i]]]
         first = min(encoded[index].start for _, index in read) - 1
@@ -92,5 +95,49 @@ def score(model: PreTrainedModel, encoded: Sequence[Encoded], budget: int = 2048
             begin = encoded[index].start - 1 - first
             told = logprobs[row, begin : begin + len(answer)]
             loglikelihood[index] = told.gather(-1, answer[:, None]).double().sum().item()
-            greedy[index] = bool((told.argmax(-1) == answer).all())
-    return Scores(loglikelihood, greedy)
+            top = told.max(-1)
+            right = top.indices == answer
+            greedy[index] = bool(right.all())
+            left = len(answer) if right.all() else int(right.long().argmin()) + 1
+            confidence[index] = top.values[:left].double().sum().exp().item()
+    return Scores(loglikelihood, greedy, confidence)
+
+
+@dataclass(frozen=True)
+class Read:
+    """How a model reads one text, token by token."""
+
+    loglikelihood: float
+    """Natural logarithm, summed over all tokens but the first"""
+    tokens: int
+    """Tokens scored"""
+    divergence: float | None
+    """Mean KL(reference ‖ model) in nats a token; None without a reference"""
+    agreement: float | None
+    """Share of tokens at which both think the same token the likeliest"""
+
+
+@torch.inference_mode()
+def read(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    reference: PreTrainedModel | None = None,
+    budget: int = 1024,
+) -> list[Read]:
+    """Reads whole sequences of token ids, `budget` padded tokens a pass; `reference` has the same tokenizer."""
+    results: dict[int, Read] = {}
+    for group in batches([len(ids) for ids in sequences], budget):
+        ids = pad([sequences[i] for i in group], model.device)
+        own = model(input_ids=ids, use_cache=False).logits
+        other = None if reference is None else reference(input_ids=ids, use_cache=False).logits
+        for row, i in enumerate(group):
+            n = len(sequences[i]) - 1
+            told = own[row, :n].float().log_softmax(-1)
+            loglikelihood = told.gather(-1, ids[row, 1 : n + 1, None]).double().sum().item()
+            divergence = agreement = None
+            if other is not None:
+                expected = other[row, :n].float().log_softmax(-1)
+                divergence = (expected.exp() * (expected - told)).sum(-1).double().mean().item()
+                agreement = (expected.argmax(-1) == told.argmax(-1)).double().mean().item()
+            results[i] = Read(loglikelihood, n, divergence, agreement)
+    return [results[i] for i in range(len(sequences))]

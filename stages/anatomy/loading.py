@@ -51,7 +51,7 @@ def load_config(directory: Path):
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory; must be a fast one, since character offsets are needed."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=_is_graft(directory))
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{directory} has no tokenizer that loads: {' '.join(str(error).split())}") from error
     if not tokenizer.is_fast:

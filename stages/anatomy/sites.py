@@ -1,11 +1,10 @@
 """Sites: one canonical name for each place in a model, whatever its architecture calls it."""
 
-import re
-
 from torch import nn
 from transformers import PreTrainedModel
 
 from stages.anatomy.blocks import attention_of, blocks, mlp_output_of
+from stages.anatomy.names import layer_of
 from stages.errors import BadInput, nearest
 
 _FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
@@ -48,16 +47,3 @@ def _pick(known: dict[str, nn.Module], site: str) -> nn.Module:
         hint = f"layers go from 0 to {last}" if index is not None and index > last else nearest(site, known)
         raise BadInput(f"Expected a site of the model, got {site!r}; {hint}.".replace("?.", "?"))
     return known[site]
-
-
-def layer_of(site: str) -> int | None:
-    """The block that a site belongs to; None for `embed`, `norm` and `lm_head`."""
-    match = re.match(r"layers\.(\d+)(\.|$)", site)
-    return int(match[1]) if match else None
-
-
-def kind_of(site: str) -> str:
-    """What a site is: `embed`, `block`, `attention`, `mlp`, `norm` or `lm_head`."""
-    if layer_of(site) is None:
-        return site
-    return {"self_attn": "attention", "mlp": "mlp"}.get(site.split(".")[-1], "block")

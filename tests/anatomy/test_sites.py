@@ -2,7 +2,8 @@
 
 import pytest
 
-from stages.anatomy.sites import kind_of, layer_of, resolve, sites_of
+from stages.anatomy.names import kind_of, layer_of, matching
+from stages.anatomy.sites import resolve, sites_of
 from stages.errors import BadInput
 from tests.families import FAMILIES, tiny
 
@@ -33,3 +34,14 @@ def test_kind_and_layer_are_read_from_the_name():
     names = ["embed", "layers.12", "layers.3.self_attn", "layers.3.mlp", "norm"]
     assert [kind_of(name) for name in names] == ["embed", "block", "attention", "mlp", "norm"]
     assert [layer_of(name) for name in names] == [None, 12, 3, 3, None]
+
+
+def test_a_star_stands_for_one_part_of_a_name():
+    known = list(sites_of(tiny("llama")))
+    assert matching(["layers.*"], known) == [f"layers.{i}" for i in range(4)]
+    assert matching(["norm", "layers.*.mlp"], known) == [*(f"layers.{i}.mlp" for i in range(4)), "norm"]
+
+
+def test_a_pattern_that_means_no_site_is_refused():
+    with pytest.raises(BadInput, match=r"got 'layer\.\*', which means none of the model's 15 sites"):
+        matching(["layer.*"], sites_of(tiny("llama")))

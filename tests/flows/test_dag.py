@@ -80,3 +80,8 @@ def test_a_dvc_yaml_that_dvc_refuses_is_one_line(diamond):
     with pytest.raises(DagError, match="DVC cannot read the pipeline") as caught:
         read_dag(diamond)
     assert "\n" not in str(caught.value)
+
+
+def test_without_a_dvc_yaml_one_sentence_says_so(empty):
+    with pytest.raises(DagError, match=r"^Expected a dvc.yaml in .*, found none; name the targets\.$"):
+        read_dag(empty)

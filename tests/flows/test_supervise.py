@@ -53,7 +53,7 @@ def test_a_grandchild_that_left_the_group_is_ended(shell, gone):
 
 
 def test_the_whole_group_is_interrupted(shell, gone):
-    process = shell("echo $$; sleep 60; echo not reached")
+    process = shell("sh -c 'echo $$; exec sleep 60'; echo not reached")
     child = int(first_line(process))
     process.terminate()
     assert process.wait() == 128 + signal.SIGINT
@@ -64,7 +64,7 @@ def test_who_ignores_the_interrupt_is_terminated_then_killed():
     program = """
 import os, signal, sys
 from flows import supervise
-supervise.INTERRUPT = (0, signal.SIGINT), (0.2, signal.SIGTERM), (0.6, signal.SIGKILL)
+supervise.INTERRUPT = (0, signal.SIGINT), (0.5, signal.SIGTERM), (1.5, signal.SIGKILL)
 supervise.POLL = 0.05
 deaf = "trap 'echo INT' INT; trap 'echo TERM' TERM; echo ready; while :; do sleep 0.05; done"
 sys.exit(supervise.supervise(os.getppid(), ["sh", "-c", deaf]))
@@ -83,7 +83,7 @@ def test_the_command_does_not_outlive_a_killed_parent(gone):
     program = """
 import sys, time
 from flows.processes import supervised
-supervised(["sh", "-c", "echo $$; sleep 60"], stdout=sys.stdout.fileno())
+supervised(["sh", "-c", "echo $$; exec sleep 60"], stdout=sys.stdout.fileno())
 time.sleep(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE)

@@ -1,0 +1,24 @@
+"""The items of data/prompts as lm-eval reads them; `metadata={"prompts": DIR}` names another place."""
+
+import json
+from pathlib import Path
+
+import datasets
+
+PROMPTS = Path(__file__).parent.parent / "prompts"
+
+
+def capability(prompts: str | Path = PROMPTS, **_) -> dict[str, datasets.Dataset]:
+    return _split(Path(prompts) / "capability" / "test.jsonl")
+
+
+def retention(prompts: str | Path = PROMPTS, **_) -> dict[str, datasets.Dataset]:
+    return _split(Path(prompts) / "retention" / "questions.jsonl")
+
+
+def text(prompts: str | Path = PROMPTS, **_) -> dict[str, datasets.Dataset]:
+    return _split(Path(prompts) / "retention" / "text.jsonl")
+
+
+def _split(path: Path) -> dict[str, datasets.Dataset]:
+    return {"test": datasets.Dataset.from_list([json.loads(line) for line in path.read_text().splitlines()])}

@@ -1,0 +1,83 @@
+"""What the other stages found, read for the models that params.yaml names; what is not there stays empty."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.errors import BadInput
+from stages.pages.roles import Roles
+from stages.storage import read_json
+
+
+@dataclass(frozen=True)
+class Places:
+    """Directories of the stages' outputs, and the plan's file; each may be missing."""
+
+    evaluation: Path
+    uncertainty: Path
+    catalog: Path
+    trace: Path
+    bridges: Path
+    gates: Path
+    plan: Path
+    models: Path
+    donors: Path
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the report shows beside the figures of the summary."""
+
+    items: Mapping[str, pd.DataFrame]
+    """Model → its evaluated rows."""
+    uncertainty: Mapping[str, Mapping[str, Any]]
+    """Variant → task → calibration."""
+    catalog: Mapping[str, pd.DataFrame]
+    """Donor → sites."""
+    trace: Mapping[str, pd.DataFrame]
+    """Donor → causal effects by layer."""
+    bridges: Mapping[str, list[dict[str, Any]]]
+    """Donor → quality of its bridges."""
+    curves: Mapping[str, list[dict[str, float]]]
+    """Variant → training curve of its gate."""
+    plan: Mapping[str, Any]
+    sources: Mapping[str, Mapping[str, Any]]
+    """Model → source.json."""
+    trained: Mapping[str, Mapping[str, Any]]
+    """Donor → how it was trained."""
+
+
+def gather(places: Places, roles: Roles) -> Evidence:
+    """The evidence on the target and on the donors and variants of `roles`; BadInput when a file cannot be read."""
+    donors, variants = list(roles.donors), list(roles.variants)
+    everyone = ["target", *donors, *variants]
+    curves = _found(places.gates, variants, "{}/training.json", read_json)
+    as_trained = {donor: str(how.get("trained", donor)) for donor, how in roles.donors.items()}
+    trained = _found(places.donors, sorted(set(as_trained.values())), "{}/training.json", read_json)
+    return Evidence(
+        items=_found(places.evaluation, everyone, "{}/items.parquet", _table),
+        uncertainty=_found(places.uncertainty, variants, "{}.json", read_json),
+        catalog=_found(places.catalog, donors, "{}.parquet", _table),
+        trace=_found(places.trace, donors, "{}.parquet", _table),
+        bridges=_found(places.bridges, donors, "{}/alignment.json", read_json),
+        curves={name: found["curve"] for name, found in curves.items() if found.get("curve")},
+        plan=read_json(places.plan) if places.plan.is_file() else {},
+        sources=_found(places.models, everyone, "{}/source.json", read_json),
+        trained={donor: trained[name] for donor, name in as_trained.items() if name in trained},
+    )
+
+
+def _found(root: Path, names: Iterable[str], pattern: str, read: Any) -> dict[str, Any]:
+    paths = {name: root / pattern.format(name) for name in names}
+    return {name: read(path) for name, path in paths.items() if path.is_file()}
+
+
+def _table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"Expected a parquet file at {path}, got one that cannot be read ({error}); delete it and run "
+                       "`dvc repro`.") from error  # fmt: skip

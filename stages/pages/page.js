@@ -1,0 +1,31 @@
+"use strict";
+const specs = JSON.parse(document.getElementById("specs").textContent);
+const dark = matchMedia("(prefers-color-scheme: dark)");
+function theme() {
+  const style = getComputedStyle(document.documentElement);
+  const ink = style.getPropertyValue("--ink").trim(), soft = style.getPropertyValue("--soft").trim();
+  const grid = style.getPropertyValue("--grid").trim(), font = style.getPropertyValue("--sans").trim();
+  return {
+    background: "transparent", font, view: { stroke: null }, autosize: { type: "fit-x", contains: "padding" },
+    axis: {
+      labelColor: soft, titleColor: soft, gridColor: grid, domain: false, tickColor: grid, labelFontSize: 11,
+      titleFontSize: 11.5, titleFontWeight: 400, titlePadding: 8, labelPadding: 5, labelLimit: 130,
+    },
+    axisY: { ticks: false }, axisX: { tickSize: 4 },
+    legend: {
+      orient: "top", direction: "horizontal", labelColor: ink, titleColor: soft, labelFontSize: 11.5, titleFontSize: 11.5,
+      titleFontWeight: 400, titleOrient: "left", symbolSize: 70, columns: innerWidth < 640 ? 2 : 4, labelLimit: 150, offset: 8,
+      gradientLength: 120, gradientThickness: 9, symbolStrokeWidth: 2,
+    },
+    text: { color: ink, font }, rule: { color: soft },
+  };
+}
+async function draw() {
+  const config = theme();
+  for (const [id, spec] of Object.entries(specs)) {
+    await vegaEmbed(document.getElementById(id), spec, { actions: false, renderer: "svg", config });
+  }
+  document.documentElement.dataset.drawn = "yes";
+}
+dark.addEventListener("change", draw);
+draw();

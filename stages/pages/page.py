@@ -1,0 +1,92 @@
+"""The page: figures, charts and evidence laid out, every word of theirs escaped."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
+from stages.pages import charts, layers, views, words
+from stages.pages.charts import Plot
+from stages.pages.evidence import Evidence
+from stages.pages.roles import Roles
+
+_HERE = Path(__file__).parent
+_CONTENTS = (
+    ("verdict", "Verdict"),
+    ("capability", "Where it works"),
+    ("cost", "What it costs"),
+    ("layers", "Layer by layer"),
+    ("plan", "Choice of method"),
+    ("confidence", "Confidence"),
+    ("provenance", "Provenance"),
+    ("reading", "How to read, limits"),
+)
+
+
+def render(summary: Mapping[str, Any], roles: Roles, evidence: Evidence, settings: Mapping[str, Any]) -> str:
+    """The report as one HTML page that loads nothing; the same input gives the same bytes.
+
+    `settings` are the report's: resamples, confidence, perplexity_limit and margin are stated on the page.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": words.number, "span": words.span, "chance": words.chance}
+    specs: dict[str, Mapping[str, Any]] = {}
+    drawn = _draw(summary, roles, evidence, specs)
+    return environment.get_template("page.html").render(
+        **drawn,
+        **views.cells(summary, roles),
+        **views.counts(summary),
+        contents=_CONTENTS,
+        finding=words.finding(summary, roles),
+        groups=views.groups(summary, roles),
+        plan=views.plan(evidence.plan),
+        uncertainty=evidence.uncertainty,
+        sources=views.sources(roles, evidence),
+        recipes=views.recipes(roles, evidence),
+        settings=settings,
+        percent=f"{100 * settings['confidence']:g} %",
+        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        js=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
+        bundle=Markup(vl_convert.javascript_bundle().replace("</script", "<\\/script").replace("<!--", "<\\!--")),
+        specs=Markup(json.dumps(specs, sort_keys=True, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")),
+    )
+
+
+def _draw(
+    summary: Mapping[str, Any], roles: Roles, evidence: Evidence, specs: dict[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The page's charts by section, each with the id under which its specification is put into `specs`."""
+
+    def placed(plots: Iterable[Plot | None]) -> list[dict[str, Any]]:
+        kept = []
+        for plot in filter(None, plots):
+            kept.append({"id": f"chart-{len(specs)}", "plot": plot})
+            specs[kept[-1]["id"]] = plot.spec
+        return kept
+
+    by_donor = []
+    for donor in roles.donors:
+        plots = layers.catalog(evidence.catalog[donor], donor) if donor in evidence.catalog else []
+        plots += layers.trace(evidence.trace[donor], donor) if donor in evidence.trace else []
+        plots += layers.alignment(evidence.bridges[donor], donor) if donor in evidence.bridges else []
+        if plots:
+            by_donor.append((donor, placed(plots)))
+    tried = {name: tasks for name, tasks in evidence.uncertainty.items() if not roles.variants[name].control_for}
+    of_tasks = [(task, draw) for task in ("capability", "retention") for draw in (charts.reliability, charts.risk_coverage)]
+    return {
+        "phrasings": placed([charts.phrasings(summary, roles)]),
+        "frontier": placed([charts.frontier(summary, roles)]),
+        "layers": by_donor,
+        "training": placed(charts.training(evidence.curves)),
+        "reliability": placed(draw(tried, task) for task, draw in of_tasks),
+    }

@@ -1,0 +1,81 @@
+"""Who takes part in an experiment: the donors, the variants, and which variant is a control for which."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from stages.errors import BadInput, nearest
+from stages.settings import parse
+
+
+class Role(pydantic.BaseModel):
+    """What the report needs to know of a variant; the rest of its section is its recipe."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="allow")
+
+    donor: str | None = None
+    control_for: str | None = None
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The section's other keys."""
+        return dict(self.model_extra or {})
+
+
+class _Sections(pydantic.BaseModel):
+    adopt: dict[str, dict[str, Any]] = {}
+    inject: dict[str, Role] = {}
+    transplant: dict[str, Role] = {}
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The models of an experiment beside the target."""
+
+    donors: Mapping[str, Mapping[str, Any]]
+    """Name → how it was adopted."""
+    variants: Mapping[str, Role]
+    """In the order of params.yaml, each followed by its controls."""
+
+    def controls(self, name: str) -> list[str]:
+        """The controls of a variant."""
+        return [control for control, role in self.variants.items() if role.control_for == name]
+
+
+def read_roles(params: Path) -> Roles:
+    """The roles that params.yaml gives in `adopt`, `inject` and `transplant`; a missing section has nobody.
+
+    Raises BadInput when a variant's donor or the variant that it controls does not exist.
+    """
+    if not params.is_file():
+        raise BadInput(f"Expected a parameter file at {params}, but there is none; run from the repository root.")
+    found = yaml.safe_load(params.read_text())
+    whole = {key: value for key, value in (found or {}).items() if value is not None}
+    sections = parse({key: whole[key] for key in _Sections.model_fields if key in whole}, str(params), _Sections)
+    for name in sections.inject.keys() & sections.transplant.keys():
+        raise BadInput(f"inject and transplant both have a variant {name!r}, expected one of them; rename the other.")
+    named = sections.inject | sections.transplant
+    for name, role in named.items():
+        if role.donor is not None and role.donor not in sections.adopt:
+            raise BadInput(f"{name}: the donor {role.donor!r} is not under adopt; {nearest(role.donor, sections.adopt)}")
+        if role.control_for is not None and (role.control_for not in named or named[role.control_for].control_for):
+            valid = [other for other, its in named.items() if not its.control_for]
+            raise BadInput(f"{name}: control_for names {role.control_for!r}, expected a variant that is no control; "
+                           f"{nearest(role.control_for, valid)}")  # fmt: skip
+    ordered = {}
+    for name, role in named.items():
+        if role.control_for is None:
+            ordered |= {name: role} | {c: its for c, its in named.items() if its.control_for == name}
+    return Roles(sections.adopt, ordered)
+
+def models(summary: Mapping[str, Any], roles: Roles) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """(name, role, entry) of every model: the target, donors, then each variant followed by its controls."""
+    rows = [("target", "target", summary["target"])]
+    rows += [(name, "donor", summary["donors"][name]) for name in roles.donors]
+    for name, role in roles.variants.items():
+        rows.append((name, "control" if role.control_for else "variant", summary["variants"][name]))
+    return rows

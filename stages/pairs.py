@@ -1,0 +1,53 @@
+"""Two models' states of the same texts, row by row."""
+
+from dataclasses import dataclass
+
+import torch
+
+from stages.activations import Activations
+from stages.anatomy.names import kind_of
+from stages.errors import BadInput
+from stages.maths.offsets import donor_rows
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which rows of a donor's file stand beside which rows of a target's; first tokens are left out."""
+
+    target: torch.Tensor
+    """[rows], indices into the target's states"""
+    donor: torch.Tensor
+    """[rows], indices into the donor's states"""
+    prompt: torch.Tensor
+    """[rows], the prompt of each"""
+    same_tokens: bool
+    """Whether both tokenizers cut these texts alike."""
+
+
+def paired(target: Activations, donor: Activations) -> Pairing:
+    """Every target row but each prompt's first, beside the donor's row that holds its last character.
+
+    Target rows that no donor row stands for, or only a donor's first, are left out. Raises BadInput when the files
+    are of different texts.
+    """
+    if (target.ids, target.digests) != (donor.ids, donor.digests):
+        raise BadInput(
+            f"Expected two captures of the same texts, got {len(target.ids)} texts in {target.path} and others in "
+            f"{donor.path} ({len(donor.ids)}); capture both models again with the same prompts."
+        )
+    same = torch.equal(target.starts, donor.starts) and torch.equal(target.tokens, donor.tokens)
+    if same:
+        rows = torch.arange(len(target.tokens))
+    else:
+        rows = donor_rows(target.offsets, target.starts, donor.offsets, donor.starts)
+    kept = ~target.first & (rows >= 0) & ~donor.first[rows]
+    index = kept.nonzero()[:, 0]
+    return Pairing(index, rows[index], target.prompt[index], same)
+
+
+def block_sites(activations: Activations) -> list[str]:
+    """The residual streams that a file holds, by layer; BadInput when it holds none."""
+    sites = [site for site in activations.sites if kind_of(site) == "block"]
+    if not sites:
+        raise BadInput(f"{activations.path} holds no block's states; add layers.* to capture.sites and capture again.")
+    return sites

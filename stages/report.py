@@ -1,0 +1,61 @@
+"""The verdict for people and for machines: a page that stands alone, a Markdown table, and the figures as JSON."""
+
+from pathlib import Path
+
+import pydantic
+
+from stages.command import run
+from stages.maths.statistics import Bootstrap
+from stages.pages.evidence import Places, gather
+from stages.pages.page import render
+from stages.pages.roles import read_roles
+from stages.pages.summary import summarize
+from stages.pages.verdict import Rules
+from stages.pages.words import finding, markdown
+from stages.settings import Settings, read
+from stages.storage import new_directory, write_json
+
+
+class Report(Settings):
+    """How sure a figure has to be, and what counts as harm."""
+
+    resamples: int = pydantic.Field(default=2000, ge=100)
+    """Bootstrap resamples behind each interval."""
+    confidence: float = pydantic.Field(default=0.95, gt=0, lt=1)
+    """Of the intervals."""
+    seed: int = 0
+    perplexity_limit: float = pydantic.Field(default=1.02, ge=1)
+    """The largest perplexity ratio on unrelated text that still counts as unharmed."""
+    margin: float = pydantic.Field(default=0.02, ge=0)
+    """A loss of accuracy below this counts as none: "no worse" needs intervals that exclude a larger one."""
+
+
+def report(settings: Report, places: Places, params: Path, out: Path) -> str:
+    """Writes summary.json, summary.md and index.html into `out`, and gives the finding in a sentence.
+
+    Who takes part is read from params.yaml's adopt, inject and transplant, so that what a renamed variant left behind
+    is not shown. Evidence that is missing is called not measured. Raises BadInput when the target was not evaluated,
+    or a file cannot be read.
+    """
+    roles = read_roles(params)
+    evidence = gather(places, roles)
+    bootstrap = Bootstrap(settings.resamples, settings.confidence, settings.seed)
+    summary = summarize(evidence.items, roles, bootstrap, Rules(settings.perplexity_limit, settings.margin))
+    with new_directory(out) as directory:
+        write_json(directory / "summary.json", summary)
+        (directory / "summary.md").write_text(markdown(summary, roles), encoding="utf-8")
+        (directory / "index.html").write_text(render(summary, roles, evidence, settings.model_dump()), encoding="utf-8")
+    return finding(summary, roles)
+
+
+def main(
+    evaluation: Path, uncertainty: Path, catalog: Path, trace: Path, bridges: Path, gates: Path, plan: Path,
+    models: Path, out: Path, donors: Path = Path("data/donors"), params: Path = Path("params.yaml"),
+) -> None:  # fmt: skip
+    """Judge every model that was evaluated, and write the report."""
+    places = Places(evaluation, uncertainty, catalog, trace, bridges, gates, plan, models, donors)
+    print(report(read(params, "report", Report), places, params, out))
+
+
+if __name__ == "__main__":
+    run(main)
