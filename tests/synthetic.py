@@ -109,7 +109,10 @@ def catalog(same_width: bool) -> pd.DataFrame:
         depth = layer / 29
         for kind, part in (("block", ""), ("attention", ".self_attn"), ("mlp", ".mlp")) if same_width else ():
             row = {"site": f"layers.{layer}{part}", "kind": kind, "layer": layer, "donor_layer": layer}
-            row |= {"capability_change": (0.6 if kind == "block" else 0.4) * depth**2 + 0.05, "text_change": 0.2 * depth + 0.03}
+            row |= {
+                "capability_change": (0.6 if kind == "block" else 0.4) * depth**2 + 0.05,
+                "text_change": 0.2 * depth + 0.03,
+            }
             rows.append(row | {"capability_cka": 1 - 0.3 * depth, "text_cka": 1 - 0.05 * depth})
         for donor_layer in () if same_width else range(6):
             row = {"site": f"layers.{layer}", "kind": "block", "layer": layer, "donor_layer": donor_layer}
@@ -120,18 +123,29 @@ def catalog(same_width: bool) -> pd.DataFrame:
 
 
 def trace() -> pd.DataFrame:
-    """Effects of exchanging each block's states, or its weights, one way and the other."""
-    rows = []
+    """Effects of exchanging each block's states, or its weights, one way and the other; the first row is the whole donor."""
+
+    def row(layer: int | None, intervention: str, share: float) -> dict[str, object]:
+        figures = {
+            "capability": 9 * share,
+            "match": share,
+            "retention": 0.1 + 0.1 * abs(share),
+            "retention_change": 0.1 * share,
+        }
+        ends = {
+            f"{name}{end}": value + gap
+            for name, value in figures.items()
+            for end, gap in (("_low", -0.04), ("_high", 0.04))
+        }
+        place = {"site": None if layer is None else f"layers.{layer}", "layer": layer, "intervention": intervention}
+        return place | {"host": "target", "prompts": 32, "texts": 8} | figures | ends
+
+    rows = [row(None, "donor", 0.95)]
     for layer in range(30):
-        for intervention, size in (("states", 1.0), ("weights_in", 0.08), ("weights_out", 0.2)):
-            effect = size * (1 / (1 + np.exp((18 - layer) / 2)) if intervention == "states" else np.sin(layer / 9.5) ** 2)
-            kl = 0.02 + 0.1 * effect
-            rows.append(
-                {"site": f"layers.{layer}", "layer": layer, "intervention": intervention, "n": 64}
-                | {"capability_effect": effect, "capability_low": effect - 0.05, "capability_high": effect + 0.05}
-                | {"retention_kl": kl, "retention_low": kl * 0.8, "retention_high": kl * 1.3}
-            )
-    return pd.DataFrame(rows)
+        rows.append(row(layer, "states", 0.95 / (1 + np.exp((18 - layer) / 2))))
+        rows.append(row(layer, "weights_in", 0.03 * np.sin(layer / 9.5) ** 2))
+        rows.append(row(layer, "weights_out", -0.3 * np.sin(layer / 9.5) ** 2))
+    return pd.DataFrame(rows).astype({"layer": "Int32"})
 
 
 def alignment(pairs: list[tuple[int, int]], equal: bool) -> list[dict[str, object]]:
@@ -168,7 +182,10 @@ def experiment(root: Path, models: dict[str, str] | None = None, **changes: obje
     for variant in ("blade", "bridged_blade", "null_donor"):
         cross, kl = (0.05, 0.003) if variant != "null_donor" else (2.0, 0.01)
         steps = [{"step": s, "cross_entropy": cross + 2 * 0.9**s, "kl": kl + 0.05 * 0.95**s} for s in range(0, 150, 5)]
-        _json({"curve": [s | {"loss": s["cross_entropy"] + s["kl"]} for s in steps]}, root / "gates" / variant / "training.json")
+        _json(
+            {"curve": [s | {"loss": s["cross_entropy"] + s["kl"]} for s in steps]},
+            root / "gates" / variant / "training.json",
+        )
     _json({"path": [{"question": "Do donor and target share a width?", "figure": "576 and 576", "threshold": "equal",
                      "answer": "yes"},
                     {"question": "Where does exchanging states carry the capability?", "figure": "0.97 at block 26",

@@ -1,11 +1,13 @@
 """Charts of what was evaluated, as Vega-Lite specifications without colours of the page: those come with its theme."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 
+from stages.pages.labels import place
 from stages.pages.roles import Roles, models
 
 ROLES = ("target", "donor", "variant", "control")
@@ -13,6 +15,13 @@ INKS = ("#8a919c", "#9067b5", "#16897b", "#cf7a26")
 """One colour a role, in the order of ROLES; they read on light and dark paper."""
 PALETTE = ("#16897b", "#3f74bd", "#cf7a26", "#9067b5", "#b8456b", "#7f8f2b", "#5a6f86", "#a8743d")
 """Colours of things that are alike, in order of appearance."""
+
+
+QUARTERS = (0, 0.25, 0.5, 0.75, 1)
+"""Ticks of a share."""
+LINES = alt.Legend(symbolType="stroke", symbolStrokeWidth=2.5)
+DASHES = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolStrokeColor=INKS[0])
+"""The legends of a chart of lines, by colour and by dash."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +34,10 @@ class Plot:
     spec: Mapping[str, Any]
 
 
-def plot(title: str, caption: str, chart: alt.Chart | alt.LayerChart, height: int | alt.Step = 240) -> Plot:
-    """`chart` as wide as its place on the page."""
-    shaped = chart.properties(width="container", height=height, description=f"{title}. {caption}")
-    spec = shaped.to_dict()
+def plot(title: str, caption: str, chart: alt.Chart | alt.LayerChart, height: int = 240, about: str = "") -> Plot:
+    """`chart` as wide as its place on the page; `about` names what the heading above it names, for a screen reader."""
+    described = f"{title}{', ' if about else ''}{about}. {caption}"
+    spec = chart.properties(width="container", height=height, description=described).to_dict()
     return Plot(title, caption, {key: value for key, value in spec.items() if key not in ("$schema", "config")})
 
 
@@ -45,7 +54,7 @@ def dash(names: Sequence[str]) -> alt.Scale:
 
 def phrasings(summary: Mapping[str, Any], roles: Roles) -> Plot | None:
     """Capability by whether the phrasing occurs in training."""
-    kinds = {"capability_seen": "seen in training", "capability_unseen": "not seen in training"}
+    kinds = {"capability_seen": "seen", "capability_unseen": "unseen"}
     rows = [
         {"model": name, "phrasing": words} | entry[key]
         for name, _, entry in models(summary, roles)
@@ -57,15 +66,15 @@ def phrasings(summary: Mapping[str, Any], roles: Roles) -> Plot | None:
     base = alt.Chart(alt.Data(values=rows)).encode(
         y=alt.Y("model:N", sort=None, title=None, scale=alt.Scale(paddingInner=0.35)),
         yOffset=alt.YOffset("phrasing:N", sort=list(kinds.values())),
-        color=alt.Color("phrasing:N", title="phrasing", scale=among(list(kinds.values()), PALETTE[1:])),
+        color=alt.Color("phrasing:N", title="phrasings", scale=among(list(kinds.values()), PALETTE[1:])),
     )
-    share = {"title": "right answers", "scale": alt.Scale(domain=[0, 1]), "axis": alt.Axis(format="%")}
+    share = {"title": "right answers", "scale": alt.Scale(domain=[0, 1]), "axis": alt.Axis(format="%", values=QUARTERS)}
     interval = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **share), x2="high:Q")
     point = base.mark_point(filled=True, size=55, opacity=1).encode(
         x=alt.X("value:Q", **share), tooltip=["model:N", "phrasing:N", *numbers("value", "low", "high"), "n:Q"]
     )
-    caption = "A capability that opens for one template only is none: both points of a model should lie together."
-    return plot("Capability by phrasing", caption, interval + point, alt.Step(15))
+    caption = "Seen and unseen in training. A capability that opens for one template only is none: the points of a model should lie together."
+    return plot("Capability by phrasing", caption, interval + point, 34 * len({row["model"] for row in rows}))
 
 
 def frontier(summary: Mapping[str, Any], roles: Roles) -> Plot | None:
@@ -74,62 +83,61 @@ def frontier(summary: Mapping[str, Any], roles: Roles) -> Plot | None:
     for name, role, entry in models(summary, roles):
         ratio = {"value": 1.0, "low": 1.0, "high": 1.0} if role == "target" else entry["perplexity_ratio"]
         if entry["capability"] and ratio:
-            cost = {end: round(100 * (ratio[key] - 1), 4) for end, key in zip("xlh", ("value", "low", "high"), strict=True)}
-            rows.append({"model": name, "role": role} | entry["capability"]
-                        | {"cost": cost["x"], "cost_low": cost["l"], "cost_high": cost["h"]})  # fmt: skip
+            cost = {f"cost_{key}": round(100 * (ratio[key] - 1), 4) for key in ("value", "low", "high")}
+            rows.append({"model": name, "role": role} | entry["capability"] | cost)
     if len(rows) < 2:
         return None
-    rows = _labelled(rows)
-    ticks = [-10, -3, -1, 0, 1, 3, 10, 30, 100, 300, 1000]
-    least, most = min(r["cost_low"] for r in rows), max(r["cost_high"] for r in rows)
-    shown = [t for t in ticks if least - 1 <= t <= most * 1.05 + 1]
+    reach = min(-0.3, *(r["cost_low"] for r in rows)), max(3.0, *(1.15 * r["cost_high"] for r in rows))
+    _label(rows, reach)
+    ticks = [t for t in (-30, -10, -3, -1, 0, 1, 3, 10, 30, 100, 300, 1000, 10000) if reach[0] <= t <= reach[1]]
     x = {
         "title": "perplexity above the target's, percent",
-        "scale": alt.Scale(type="symlog", constant=0.5, domain=[min(-0.3, least), max(3, most * 1.6)], nice=False),
-        "axis": alt.Axis(values=shown, labelExpr="format(datum.value, '+~')"),
+        "scale": alt.Scale(type="symlog", constant=_BEND, domain=list(reach), nice=False),
+        "axis": alt.Axis(values=ticks, labelExpr="datum.value > 0 ? '+' + datum.value : datum.label"),
     }
-    y = {"title": "capability", "scale": alt.Scale(domain=[-0.04, 1.06], nice=False),
-         "axis": alt.Axis(format="%", values=[0, 0.2, 0.4, 0.6, 0.8, 1])}  # fmt: skip
+    y = {"title": "capability", "scale": alt.Scale(domain=list(_SHARES), nice=False),
+         "axis": alt.Axis(format="%", values=QUARTERS)}  # fmt: skip
     base = alt.Chart(alt.Data(values=rows)).encode(
         color=alt.Color("role:N", title=None, scale=alt.Scale(domain=list(ROLES), range=list(INKS)))
     )
-    tall = base.mark_rule(opacity=0.55).encode(x=alt.X("cost:Q", **x), y=alt.Y("low:Q", **y), y2="high:Q")
+    tall = base.mark_rule(opacity=0.55).encode(x=alt.X("cost_value:Q", **x), y=alt.Y("low:Q", **y), y2="high:Q")
     wide = base.mark_rule(opacity=0.55).encode(x=alt.X("cost_low:Q", **x), x2="cost_high:Q", y=alt.Y("value:Q", **y))
     shape = alt.Scale(domain=list(ROLES), range=["square", "diamond", "circle", "cross"])
+    costs = numbers("cost_value", "cost_low", "cost_high")
     point = base.mark_point(filled=True, size=90, opacity=0.95).encode(
-        x=alt.X("cost:Q", **x),
+        x=alt.X("cost_value:Q", **x),
         y=alt.Y("value:Q", **y),
         shape=alt.Shape("role:N", title=None, scale=shape),
-        tooltip=["model:N", "role:N", *numbers("value", "low", "high"), *numbers("cost", "cost_low", "cost_high")],
+        tooltip=["model:N", "role:N", *numbers("value", "low", "high"), *costs],
     )
     sides = [
-        base.transform_filter(f"datum.side === '{side}'")
+        base.transform_filter(f"datum.left === {str(left).lower()}")
         .mark_text(align=align, dx=dx, fontSize=11.5)
-        .encode(x=alt.X("cost:Q", **x), y=alt.Y("at:Q", **y), text="model:N")
-        for side, align, dx in (("right", "left", 9), ("left", "right", -9))
+        .encode(x=alt.X("cost_value:Q", **x), y=alt.Y("at:Q", **y), text="model:N")
+        for left, align, dx in ((False, "left", 9), (True, "right", -9))
     ]
     caption = "Up is more of the capability, left is less harm to unrelated text. The aim is the upper left corner."
-    return plot("What the capability costs", caption, alt.layer(tall, wide, point, *sides), 360)
+    return plot("Capability and perplexity", caption, alt.layer(tall, wide, point, *sides), _TALL)
 
 
-def _labelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with a side and a height for their label, so that labels of near points do not lie on one another."""
-    line, near = 0.047, 4.0  # a line of text in shares of the axis; the costs, in percent, that one label spans
-    placed: list[tuple[str, float, float]] = []
-    most = max(row["cost"] for row in rows)
-    for row in sorted(rows, key=lambda r: r["value"], reverse=True):
-        side = "left" if row["cost"] > 10 and row["cost"] > 0.5 * most else "right"
-        at = row["value"]
-        while any(s == side and abs(c - row["cost"]) < near and abs(a - at) < line - 1e-9 for s, c, a in placed):
-            at -= line / 4
-        placed.append((side, row["cost"], at))
-        row |= {"side": side, "at": round(at, 4)}
-    lowest = min(a for _, _, a in placed)
-    if lowest < -0.02:  # what was pushed below the axis goes above its fellows instead
-        pushed = [row for row in rows if row["value"] < 0.5 and row["side"] == "right"]
-        for number, row in enumerate(sorted(pushed, key=lambda r: (r["value"], r["model"]))):
-            row["at"] = round(number * line, 4)
-    return rows
+_BEND, _TALL, _SHARES = 0.5, 360, (-0.06, 1.06)  # where the symlog scale bends, pixels, and the shares that they span
+
+
+def _label(rows: list[dict[str, Any]], reach: tuple[float, float]) -> None:
+    """Gives each row `left` and `at`, the side and the height of its name; a narrow chart is taken, so that wide ones
+    have room to spare."""
+    width = 440.0
+
+    def bent(cost: float) -> float:
+        return math.copysign(math.log1p(abs(cost) / _BEND), cost)
+
+    across = width / (bent(reach[1]) - bent(reach[0]))
+    down = _TALL / (_SHARES[1] - _SHARES[0])
+    points = [
+        ((bent(r["cost_value"]) - bent(reach[0])) * across, (_SHARES[1] - r["value"]) * down, r["model"]) for r in rows
+    ]
+    for row, label in zip(rows, place(points, width, _TALL), strict=True):
+        row |= {"left": label.left, "at": round(row["value"] - label.down / down, 4)}
 
 
 def reliability(measured: Mapping[str, Mapping[str, Any]], task: str) -> Plot | None:
@@ -147,9 +155,9 @@ def reliability(measured: Mapping[str, Mapping[str, Any]], task: str) -> Plot | 
         alt.Chart(alt.Data(values=rows))
         .mark_line(point=alt.OverlayMarkDef(filled=True, size=28), strokeWidth=1.5)
         .encode(
-            x=alt.X("confidence:Q", title="confidence", scale=share, axis=alt.Axis(format="%")),
-            y=alt.Y("accuracy:Q", title="right answers", scale=share, axis=alt.Axis(format="%")),
-            color=alt.Color("model:N", title=None, scale=among(list(measured))),
+            x=alt.X("confidence:Q", title="confidence", scale=share, axis=alt.Axis(format="%", values=QUARTERS)),
+            y=alt.Y("accuracy:Q", title="right answers", scale=share, axis=alt.Axis(format="%", values=QUARTERS)),
+            color=alt.Color("model:N", title=None, legend=LINES, scale=among(list(measured))),
             tooltip=["model:N", *numbers("confidence", "accuracy", "low", "high"), "n:Q"],
         )
     )
@@ -166,9 +174,16 @@ def risk_coverage(measured: Mapping[str, Mapping[str, Any]], task: str) -> Plot 
         alt.Chart(alt.Data(values=rows))
         .mark_line(strokeWidth=1.8)
         .encode(
-            x=alt.X("coverage:Q", title="share of items answered, surest first", axis=alt.Axis(format="%")),
-            y=alt.Y("risk:Q", title="wrong answers among them", axis=alt.Axis(format="%"), scale=alt.Scale(domainMin=0)),
-            color=alt.Color("model:N", title=None, scale=among(list(measured))),
+            x=alt.X(
+                "coverage:Q", title="share of items answered, surest first", axis=alt.Axis(format="%", values=QUARTERS)
+            ),
+            y=alt.Y(
+                "risk:Q",
+                title="wrong answers among them",
+                axis=alt.Axis(format="%", tickCount=5),
+                scale=alt.Scale(domainMin=0),
+            ),
+            color=alt.Color("model:N", title=None, legend=LINES, scale=among(list(measured))),
             tooltip=["model:N", *numbers("coverage", "risk")],
         )
     )
@@ -191,14 +206,23 @@ def training(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Plot]:
                 alt.Chart(alt.Data(values=rows))
                 .mark_line(strokeWidth=1.6)
                 .encode(
-                    x=alt.X("step:Q", title="step"),
-                    y=alt.Y("value:Q", title=unit, scale=alt.Scale(type="log"), axis=alt.Axis(format="~g", tickCount=5)),
-                    color=alt.Color("variant:N", title=None, scale=among(list(curves))),
+                    x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False)),
+                    y=alt.Y("value:Q", title=unit, scale=alt.Scale(type="log", nice=False), axis=decades(rows)),
+                    color=alt.Color("variant:N", title=None, legend=LINES, scale=among(list(curves))),
                     tooltip=["variant:N", "step:Q", *numbers("value")],
                 )
             )
             plots.append(plot(title, caption, lines))
     return plots
+
+
+def decades(rows: Sequence[Mapping[str, Any]]) -> alt.Axis:
+    """Ticks of a logarithmic axis over the rows' values: powers of ten, and steps between them on a short one."""
+    low, high = (end(row["value"] for row in rows) for end in (min, max))
+    steps = (1,) if high > 1000 * low else (1, 3) if high > 10 * low else (1, 2, 3, 5, 7)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [round(step * 10.0**e, 12) for e in exponents for step in steps]
+    return alt.Axis(format="~g", values=[tick for tick in ticks if low <= tick <= high])
 
 
 def numbers(*fields: str) -> list[alt.Tooltip]:

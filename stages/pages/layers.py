@@ -6,11 +6,33 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from stages.pages.charts import PALETTE, Plot, among, dash, numbers, plot
+from stages.pages.charts import DASHES, LINES, Plot, among, dash, numbers, plot
 
 _CATALOG = {
     "change": ("Change by layer", "relative change", "How far the donor's states lie from the target's, by site."),
-    "cka": ("Similarity by layer", "CKA", "1 where both models see the same items as alike; what falls is what was learned."),
+    "cka": (
+        "Similarity by layer",
+        "CKA",
+        "1 where both models see the same items as alike; what falls is what was learned.",
+    ),
+}
+_TRACE = {
+    "match": (
+        "Effect on right answers",
+        "change of exact match",
+        "States: the donor's states leave this block of the target. Weights in: the donor's block in the target. "
+        "Weights out: the target's block in the donor.",
+    ),
+    "capability": (
+        "Effect on the answers' log-likelihood",
+        "change, nats",
+        "The same exchanges, on a finer scale: how much likelier the right answer becomes.",
+    ),
+    "retention_change": (
+        "Effect on text",
+        "change of KL, nats a token",
+        "How far the same exchanges move the predictions on unrelated text from the target's.",
+    ),
 }
 _KINDS = ("block", "attention", "mlp")
 
@@ -34,14 +56,16 @@ def catalog(rows: pd.DataFrame, donor: str) -> list[Plot]:
             alt.Chart(values(long))
             .mark_line(strokeWidth=1.8)
             .encode(
-                x=alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1)),
+                x=over("layer", long.layer),
                 y=alt.Y("value:Q", title=unit),
-                color=alt.Color("measured:N", title="on", scale=among(["capability", "text"])),
-                strokeDash=alt.StrokeDash("kind:N", title="site", scale=dash(found)),
+                color=alt.Color("measured:N", title="on", legend=LINES, scale=among(["capability", "text"])),
+                strokeDash=alt.StrokeDash(
+                    "kind:N", title="site", legend=DASHES if len(found) > 1 else None, scale=dash(found)
+                ),
                 tooltip=["layer:Q", "kind:N", "measured:N", *numbers("value")],
             )
         )
-        plots.append(plot(f"{title}: {donor}", caption, lines))
+        plots.append(plot(title, caption, lines, about=donor))
     return plots
 
 
@@ -54,66 +78,49 @@ def _pairs(rows: pd.DataFrame, donor: str) -> list[Plot]:
             cells = rows.rename(columns={column: "value", "layer": "target_layer"})
             cells = cells.dropna(subset=["value", "donor_layer", "target_layer"])
             caption = "CKA of the donor's layer with the target's: bright pairs see the same items as alike."
-            plots.append(_grid(f"Similarity on {on}: {donor}", caption, cells, "CKA"))
+            plots.append(_grid(f"Similarity on {on}", caption, cells, "CKA", donor))
     return plots
 
 
-def _grid(title: str, caption: str, cells: pd.DataFrame, unit: str) -> Plot:
+def _grid(title: str, caption: str, cells: pd.DataFrame, unit: str, donor: str) -> Plot:
     chart = (
         alt.Chart(values(cells[["donor_layer", "target_layer", "value"]]))
         .mark_rect()
         .encode(
-            x=alt.X("target_layer:O", title="target layer", axis=alt.Axis(labelOverlap=True, labelAngle=0)),
+            x=alt.X(
+                "target_layer:O", title="target layer", axis=alt.Axis(values=some(cells.target_layer), labelAngle=0)
+            ),
             y=alt.Y("donor_layer:O", title="donor layer", sort="descending"),
             color=alt.Color("value:Q", title=unit, scale=alt.Scale(scheme="viridis")),
             tooltip=["donor_layer:O", "target_layer:O", *numbers("value")],
         )
     )
-    return plot(title, caption, chart, alt.Step(26))
+    return plot(title, caption, chart, 30 * cells.donor_layer.nunique(), donor)
 
 
 def trace(rows: pd.DataFrame, donor: str) -> list[Plot]:
-    """What exchanging a whole layer between donor and target causes, with intervals."""
-    rows = rows[rows.site.str.fullmatch(r"layers\.\d+")] if "site" in rows else rows
-    wanted = {
-        "capability": ("Effect on the capability", "What is gained where this layer alone comes from the donor."),
-        "retention": ("Effect on text", "How far the target's predictions on text move by the same exchange."),
-    }
+    """What exchanging a whole block between donor and target causes, with intervals."""
+    if not {"layer", "intervention"} <= set(rows.columns):
+        return []
+    rows = rows[rows.layer.notna()]
+    names = {name: str(name).replace("_", " ") for name in dict.fromkeys(rows.intervention)}
     plots = []
-    for part, (title, caption) in wanted.items():
-        found = _figure(rows, part)
-        if found is None:
+    for measure, (title, unit, caption) in _TRACE.items():
+        ends = [f"{measure}_low", f"{measure}_high"]
+        if measure not in rows or not rows[measure].notna().any():
             continue
-        names = list(dict.fromkeys(found["intervention"]))
+        found = rows[["layer"]].assign(exchanged=rows.intervention.map(names), value=rows[measure])
+        found = found.assign(low=rows.get(ends[0]), high=rows.get(ends[1])).dropna(subset=["value"])
         base = alt.Chart(values(found)).encode(
-            x=alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1)),
-            color=alt.Color("intervention:N", title="exchanged", scale=among(names)),
+            x=over("layer", found.layer),
+            color=alt.Color("exchanged:N", title=None, legend=LINES, scale=among(list(names.values()))),
         )
         line = base.mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(filled=True, size=22)).encode(
-            y=alt.Y("value:Q", title=found.attrs["unit"]),
-            tooltip=["intervention:N", "layer:Q", *numbers("value", *(("low", "high") if "low" in found else ()))],
+            y=alt.Y("value:Q", title=unit), tooltip=["exchanged:N", "layer:Q", *numbers("value", "low", "high")]
         )
-        band = [base.mark_area(opacity=0.18).encode(y="low:Q", y2="high:Q")] if "low" in found else []
-        plots.append(plot(f"{title}: {donor}", caption, alt.layer(*band, line)))
+        band = base.mark_area(opacity=0.18).encode(y="low:Q", y2="high:Q")
+        plots.append(plot(title, caption, band + line, about=donor))
     return plots
-
-
-def _figure(rows: pd.DataFrame, part: str) -> pd.DataFrame | None:
-    """layer, intervention, value and, where there, low and high of the columns that begin with `part`."""
-    mine = [c for c in rows.columns if c.startswith(part)]
-    ends = {end: next((c for c in mine if c.endswith(f"_{end}")), None) for end in ("low", "high")}
-    value = next((c for c in mine if c not in ends.values()), None)
-    if value is None or "layer" not in rows:
-        return None
-    found = {"layer": rows["layer"], "value": rows[value]}
-    found["intervention"] = (
-        rows["intervention"].astype(str).str.replace("_", " ") if "intervention" in rows else pd.Series("states", rows.index)
-    )
-    if all(ends.values()):
-        found |= {end: rows[column] for end, column in ends.items()}
-    frame = pd.DataFrame(found).dropna(subset=["layer", "value"])
-    frame.attrs["unit"] = "KL, nats a token" if value.endswith("kl") else "effect"
-    return frame if len(frame) else None
 
 
 def alignment(rows: Sequence[Mapping[str, Any]], donor: str) -> list[Plot]:
@@ -130,21 +137,36 @@ def alignment(rows: Sequence[Mapping[str, Any]], donor: str) -> list[Plot]:
         long = pd.concat(found)[["donor_layer", "onto", "kind", "value"]].dropna().drop_duplicates()
         if not len(long):
             continue
-        kinds = sorted(set(long.kind) - {"none"})
+        kinds = sorted(set(long.kind), key=lambda kind: (kind == "none", kind))
         chart = (
             alt.Chart(values(long))
             .mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(filled=True, size=22))
             .encode(
-                x=alt.X("donor_layer:Q", title="donor layer", axis=alt.Axis(tickMinStep=1)),
+                x=over("donor_layer", long.donor_layer),
                 y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
-                color=alt.Color("kind:N", title="bridge", scale=among([*kinds, "none"])),
-                strokeDash=alt.StrokeDash("onto:N", title="onto", scale=dash(list(dict.fromkeys(long.onto)))),
+                color=alt.Color("kind:N", title="bridge", legend=LINES, scale=among(kinds)),
+                strokeDash=alt.StrokeDash(
+                    "onto:N", title="onto", legend=None if alike else DASHES, scale=dash(list(dict.fromkeys(long.onto)))
+                ),
                 tooltip=["donor_layer:Q", "kind:N", "onto:N", *numbers("value")],
             )
         )
         caption = "The donor's states against the target's on held-out rows, through each bridge and without one."
-        plots.append(plot(f"{title} of the bridges: {donor}", caption, chart))
+        plots.append(plot(f"{title} of the bridges", caption, chart, about=donor))
     return plots
+
+
+def over(field: str, layers: pd.Series) -> alt.X:
+    """Layers along the chart, ticks at whole ones."""
+    axis = alt.Axis(values=some(layers), format="d", labelOverlap=True)
+    return alt.X(f"{field}:Q", title=field.replace("_", " "), scale=alt.Scale(nice=False, zero=False), axis=axis)
+
+
+def some(layers: pd.Series) -> list[int]:
+    """Layers to name: all, or every second, fifth or so where they are many."""
+    low, high = int(layers.min()), int(layers.max())
+    step = next((s for s in (1, 2, 5, 10, 20) if (high - low) / s <= 16), 50)
+    return [layer for layer in range(low, high + 1) if layer % step == 0]
 
 
 def values(frame: pd.DataFrame) -> alt.Data:

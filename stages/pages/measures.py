@@ -48,7 +48,7 @@ class Ground:
     text: Part | None
 
 
-def ground(target: Model, bootstrap: Bootstrap) -> Ground:
+def lay(target: Model, bootstrap: Bootstrap) -> Ground:
     """The parts of the target's items; None for a part without items."""
 
     def part(frame: pd.DataFrame, keep: pd.Series | None = None) -> Part | None:
@@ -59,7 +59,9 @@ def ground(target: Model, bootstrap: Bootstrap) -> Ground:
     seen = asked.seen.astype("boolean")
     kinds = sorted(set(zip(asked.group, asked.digits.astype(int), strict=True)))
     cells = {(group, digits): part(asked, (asked.group == group) & (asked.digits == digits)) for group, digits in kinds}
-    return Ground(target, part(asked), part(asked, seen), part(asked, ~seen), cells, part(target.retention), part(target.text))
+    return Ground(
+        target, part(asked), part(asked, seen), part(asked, ~seen), cells, part(target.retention), part(target.text)
+    )
 
 
 def on_capability(ground: Ground, model: Model) -> dict[str, Figure]:
@@ -111,9 +113,7 @@ def on_text(ground: Ground, model: Model) -> dict[str, Figure]:
     return figures
 
 
-def _paired(
-    part: Part | None, measure: Callable[..., Figure], *models: Model, task: str = "capability"
-) -> Figure:
+def _paired(part: Part | None, measure: Callable[..., Figure], *models: Model, task: str = "capability") -> Figure:
     """`measure` on the right answers of `models` to the same items."""
     if part is None:
         return Undefined("no such items")

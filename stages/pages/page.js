@@ -5,8 +5,9 @@ function theme() {
   const style = getComputedStyle(document.documentElement);
   const ink = style.getPropertyValue("--ink").trim(), soft = style.getPropertyValue("--soft").trim();
   const grid = style.getPropertyValue("--grid").trim(), font = style.getPropertyValue("--sans").trim();
+  const narrow = innerWidth < 640;
   return {
-    background: "transparent", font, view: { stroke: null }, autosize: { type: "fit-x", contains: "padding" },
+    background: "transparent", font, view: { stroke: null },
     axis: {
       labelColor: soft, titleColor: soft, gridColor: grid, domain: false, tickColor: grid, labelFontSize: 11,
       titleFontSize: 11.5, titleFontWeight: 400, titlePadding: 8, labelPadding: 5, labelLimit: 130,
@@ -14,7 +15,8 @@ function theme() {
     axisY: { ticks: false }, axisX: { tickSize: 4 },
     legend: {
       orient: "top", direction: "horizontal", labelColor: ink, titleColor: soft, labelFontSize: 11.5, titleFontSize: 11.5,
-      titleFontWeight: 400, titleOrient: "left", symbolSize: 70, columns: innerWidth < 640 ? 2 : 4, labelLimit: 150, offset: 8,
+      titleFontWeight: 400, titleOrient: "left", titlePadding: 8, symbolSize: 70, columns: narrow ? 2 : 4, labelLimit: 150, offset: 8,
+      symbolOpacity: 1, symbolBaseStrokeColor: soft, layout: { top: { anchor: "start", direction: narrow ? "vertical" : "horizontal", margin: narrow ? 4 : 18 } },
       gradientLength: 120, gradientThickness: 9, symbolStrokeWidth: 2,
     },
     text: { color: ink, font }, rule: { color: soft },

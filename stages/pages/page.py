@@ -39,7 +39,12 @@ def render(summary: Mapping[str, Any], roles: Roles, evidence: Evidence, setting
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": words.number, "span": words.span, "chance": words.chance}
+    environment.filters |= {
+        "number": words.number,
+        "span": words.span,
+        "chance": words.chance,
+        "breakable": words.breakable,
+    }
     specs: dict[str, Mapping[str, Any]] = {}
     drawn = _draw(summary, roles, evidence, specs)
     return environment.get_template("page.html").render(
@@ -48,6 +53,7 @@ def render(summary: Mapping[str, Any], roles: Roles, evidence: Evidence, setting
         **views.counts(summary),
         contents=_CONTENTS,
         finding=words.finding(summary, roles),
+        others=words.others(summary, roles),
         groups=views.groups(summary, roles),
         plan=views.plan(evidence.plan),
         uncertainty=evidence.uncertainty,
@@ -82,7 +88,9 @@ def _draw(
         if plots:
             by_donor.append((donor, placed(plots)))
     tried = {name: tasks for name, tasks in evidence.uncertainty.items() if not roles.variants[name].control_for}
-    of_tasks = [(task, draw) for task in ("capability", "retention") for draw in (charts.reliability, charts.risk_coverage)]
+    of_tasks = [
+        (task, draw) for task in ("capability", "retention") for draw in (charts.reliability, charts.risk_coverage)
+    ]
     return {
         "phrasings": placed([charts.phrasings(summary, roles)]),
         "frontier": placed([charts.frontier(summary, roles)]),

@@ -61,7 +61,9 @@ def read_roles(params: Path) -> Roles:
     named = sections.inject | sections.transplant
     for name, role in named.items():
         if role.donor is not None and role.donor not in sections.adopt:
-            raise BadInput(f"{name}: the donor {role.donor!r} is not under adopt; {nearest(role.donor, sections.adopt)}")
+            raise BadInput(
+                f"{name}: the donor {role.donor!r} is not under adopt; {nearest(role.donor, sections.adopt)}"
+            )
         if role.control_for is not None and (role.control_for not in named or named[role.control_for].control_for):
             valid = [other for other, its in named.items() if not its.control_for]
             raise BadInput(f"{name}: control_for names {role.control_for!r}, expected a variant that is no control; "
@@ -71,6 +73,7 @@ def read_roles(params: Path) -> Roles:
         if role.control_for is None:
             ordered |= {name: role} | {c: its for c, its in named.items() if its.control_for == name}
     return Roles(sections.adopt, ordered)
+
 
 def models(summary: Mapping[str, Any], roles: Roles) -> list[tuple[str, str, Mapping[str, Any]]]:
     """(name, role, entry) of every model: the target, donors, then each variant followed by its controls."""

@@ -8,7 +8,7 @@ import pandas as pd
 from stages.errors import BadInput
 from stages.maths import statistics
 from stages.maths.statistics import Bootstrap, Estimate, Undefined
-from stages.pages.measures import Figure, Ground, Model, as_graft, ground, on_capability, on_retention, on_text
+from stages.pages.measures import Figure, Ground, Model, as_graft, lay, on_capability, on_retention, on_text
 from stages.pages.roles import Role, Roles
 from stages.pages.verdict import Rules, judge
 
@@ -32,7 +32,7 @@ def summarize(items: Mapping[str, pd.DataFrame], roles: Roles, bootstrap: Bootst
     if "target" not in items:
         raise BadInput("Expected evaluated items of the target, got none; run `dvc repro` to make them.")
     models = {name: _model(rows, items["target"], name) for name, rows in items.items()}
-    shared = ground(models["target"], bootstrap)
+    shared = lay(models["target"], bootstrap)
 
     def entry(name: str, role: Role | None = None) -> dict[str, Any]:
         if name not in models:
@@ -66,7 +66,7 @@ def _model(rows: pd.DataFrame, target: pd.DataFrame, name: str) -> Model:
 
 def _entry(figures: Mapping[str, Figure]) -> dict[str, Any]:
     return {
-        **{name: e.rounded() if isinstance(e := figures[name], Estimate) else None for name in FIGURES},
+        **{name: figures[name].rounded() if isinstance(figures[name], Estimate) else None for name in FIGURES},
         "undefined": {name: e.reason for name, e in figures.items() if isinstance(e, Undefined)},
         "capability_by": [],
         "mcnemar_p": None,

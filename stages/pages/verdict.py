@@ -32,7 +32,10 @@ def judge(entry: Entry, controls: Mapping[str, Entry], control_for: str | None, 
     missing = [name for name in NEEDED if entry.get(name) is None]
     if missing:
         words = ", ".join(name.replace("_", " ") for name in missing)
-        return {"verdict": "not measured", "reasons": [f"{words}: {entry['undefined'].get(missing[0], 'not measured')}"]}
+        return {
+            "verdict": "not measured",
+            "reasons": [f"{words}: {entry['undefined'].get(missing[0], 'not measured')}"],
+        }
     gain, change, ratio = (entry[name] for name in NEEDED)
     if control_for:
         if gain["low"] > 0:

@@ -26,8 +26,14 @@ def groups(summary: Mapping[str, Any], roles: Roles) -> list[list[View]]:
     for name, role, entry in models(summary, roles):
         verdict = entry.get("verdict")
         tone, mark = _MARKS.get(verdict, ("doubt", "")) if verdict else ("", "")
-        about = {"target": "receives", "donor": "gives", "variant": f"from {entry.get('donor') or '–'}", "control": "control"}
-        row = {"name": name, "role": role, "kind": about[role], "entry": entry, "verdict": verdict, "tone": tone, "mark": mark}
+        about = {
+            "target": "receives",
+            "donor": "gives",
+            "variant": f"from {entry.get('donor') or '–'}",
+            "control": f"control for {entry.get('control_for')}",
+        }
+        row = {"name": name, "role": role, "kind": about[role], "entry": entry, "tone": tone, "mark": mark}
+        row["verdict"] = (verdict or "").removeprefix("control: ")
         row["reasons"] = "; ".join(entry.get("reasons", ()))
         if role == "control" or (role == "donor" and found[-1][0]["role"] == "donor"):
             found[-1].append(row)
@@ -89,7 +95,9 @@ def sources(roles: Roles, evidence: Evidence) -> list[View]:
 def text(value: Any) -> str:
     """A value of params.yaml or JSON as a line for the reader."""
     if isinstance(value, Mapping):
-        return " · ".join(f"{key} ({text(v)})" if isinstance(v, Mapping) else f"{key} {text(v)}" for key, v in value.items())
+        return " · ".join(
+            f"{key} ({text(v)})" if isinstance(v, Mapping) else f"{key} {text(v)}" for key, v in value.items()
+        )
     if isinstance(value, list):
         return ", ".join(text(each) for each in value)
     return value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else json.dumps(value)

@@ -1,19 +1,23 @@
 """Figures as text, the same in the page and in the Markdown summary."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from stages.pages.roles import Roles, models
 
 DASH = "–"
-_DECIMALS = {"perplexity": 2, "kl_to_target": 4, "tir": 2}
+_DECIMALS = {"perplexity": 2, "kl_to_target": 4, "tir": 2, "aurc": 4, "excess_aurc": 4}
 _SIGNED = ("gain", "retention_change", "over_control")
 
 
 def number(value: float, name: str = "") -> str:
     """`value` with the decimals of the figure `name`, a real minus sign, and a plus sign on differences."""
-    text = f"{value:{'+' if name in _SIGNED else ''}.{_DECIMALS.get(name, 3)}f}"
-    return text.replace("-", "−")
+    decimals = _DECIMALS.get(name, 3)
+    rounded = round(value, decimals) or 0.0  # no signed zero
+    return f"{rounded:{'+' if name in _SIGNED and rounded else ''}.{decimals}f}".replace("-", "−")
 
 
 def span(figure: Mapping[str, float], name: str = "") -> str:
@@ -28,10 +32,15 @@ def figure(entry: Mapping[str, Any], name: str) -> str:
 
 
 def chance(p: float | None) -> str:
-    """A p-value for the eye."""
+    """A p-value for the eye; empty without one."""
     if p is None:
-        return DASH
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def breakable(name: str) -> Markup:
+    """`name`, escaped, with places where a line may break: after underscores, hyphens and points."""
+    return Markup(re.sub(r"([_.-])", r"\1<wbr>", str(escape(name))))
 
 
 def listing(names: list[str]) -> str:
@@ -40,26 +49,45 @@ def listing(names: list[str]) -> str:
 
 
 def finding(summary: Mapping[str, Any], roles: Roles) -> str:
-    """The result in a sentence or two, from the figures."""
+    """The result in a sentence, from the figures: the variant with the highest recovery among those that are better."""
     variants = summary["variants"]
     tried = [name for name, role in roles.variants.items() if not role.control_for]
-    good = [name for name in tried if variants[name]["verdict"] == "better"]
+    good = _better(summary, roles)
     if not tried:
         return "No variant was built, so there is nothing to judge."
     if not good:
         verdicts = listing([f"{name} is {variants[name]['verdict']}" for name in tried])
         return f"No variant is shown to be better than the target: {verdicts}."
-    best = max(good, key=lambda name: (variants[name]["recovery"] or variants[name]["gain"])["value"])
+    best, controls = good[0], roles.controls(good[0])
     entry, target = variants[best], summary["target"]
-    moved = f"{best} answers {_percent(entry['capability'])} of the capability's items, the target {_percent(target['capability'])}"
-    if entry["recovery"]:
-        moved += f": {_percent(entry['recovery'])} of what {entry['donor']} is ahead"
-    cost = f"at {number(entry['perplexity_ratio']['value'])} times the target's perplexity on unrelated text"
-    controls = roles.controls(best)
-    ends = [f"{control} {'gains less' if variants[control]['gain']['low'] > 0 else 'gains nothing'}" for control in controls]
-    others = [name for name in good if name != best]
-    also = f" {listing(others)} {'is' if len(others) == 1 else 'are'} better than the target too." if others else ""
-    return f"{moved}, {cost}. Its control {listing(ends)}.{also}"
+    lead = f", {_percent(entry['recovery'])} of {entry['donor']}’s lead" if entry["recovery"] else ""
+    ends = [f"{name} gains {'less' if variants[name]['gain']['low'] > 0 else 'nothing'}" for name in controls]
+    return (
+        f"{best} raises the capability from {_percent(target['capability'])} to {_percent(entry['capability'])}{lead}, "
+        f"at {number(entry['perplexity_ratio']['value'])} times the target’s perplexity on unrelated text; "
+        f"its control{'s' if len(controls) > 1 else ''} {listing(ends)}."
+    )
+
+
+def others(summary: Mapping[str, Any], roles: Roles) -> str:
+    """What became of the other variants, in a sentence; empty without any."""
+    good = _better(summary, roles)
+    rest = [name for name, role in roles.variants.items() if not role.control_for and name not in good[:1]]
+    if not good or not rest:
+        return ""
+    verdicts = {name: summary["variants"][name]["verdict"] for name in rest}
+    grouped = {
+        verdict: [name for name in rest if verdicts[name] == verdict] for verdict in dict.fromkeys(verdicts.values())
+    }
+    clauses = [f"{listing(names)} {'is' if len(names) == 1 else 'are'} {verdict}" for verdict, names in grouped.items()]
+    return f"Of the other variants, {listing(clauses)}."
+
+
+def _better(summary: Mapping[str, Any], roles: Roles) -> list[str]:
+    """The variants that are better than the target, the best first."""
+    variants = {name: summary["variants"][name] for name in roles.variants}
+    good = [name for name, entry in variants.items() if entry["verdict"] == "better"]
+    return sorted(good, key=lambda name: -(variants[name]["recovery"] or variants[name]["gain"])["value"])
 
 
 def _percent(figure: Mapping[str, float]) -> str:
@@ -82,11 +110,11 @@ def markdown(summary: Mapping[str, Any], roles: Roles) -> str:
         words = entry.get("verdict", role)
         cells = [figure(entry, key) for key in columns]
         lines.append(f"| {inert(name)} | {' | '.join(cells)} | {inert(words)} |")
-    return f"{inert(finding(summary, roles))}\n\n" + "\n".join(lines) + "\n\nIn brackets: bootstrap intervals, paired by item.\n"
+    said = " ".join(filter(None, (finding(summary, roles), others(summary, roles))))
+    return f"{inert(said)}\n\n" + "\n".join(lines) + "\n\nIn brackets: bootstrap intervals, paired by item.\n"
 
 
 def inert(text: str) -> str:
     """`text` on one line, with everything that Markdown or HTML could act on escaped."""
     kept = "".join(f"\\{c}" if c in "\\`*_[]()#|!~" else c for c in " ".join(str(text).split()))
     return kept.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
