@@ -46,11 +46,13 @@ def held_out(kinds: list[str], share: float, seed: int) -> torch.Tensor:
         count = min(max(1, round(share * len(members))), len(members) - 1)
         chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     if not chosen.any():
-        raise BadInput(f"Expected two or more prompts of a kind to fit and judge bridges, got {len(kinds)}; capture more.")
+        raise BadInput(f"Expected two or more prompts of a kind to fit and judge bridges, got {kinds}; capture more.")
     return chosen
 
 
-def align(settings: Align, target: Activations, donor: Activations) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+def align(
+    settings: Align, target: Activations, donor: Activations
+) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """Bridges as tensors `DONOR-TARGET.KIND.{weight,bias}`, and a row for each with its agreement on held-out rows.
 
     A bridge maps donor rows x to x W + b, with W [donor width, target width]. KIND is `orthogonal` (equal widths only;
@@ -92,7 +94,8 @@ def main(target: Path, donor: Path, out: Path, params: Path = Path("params.yaml"
         save_file(tensors, scratch / "bridges.safetensors")
         write_json(scratch / "alignment.json", rows)
     best = max(rows, key=lambda row: row["r2"])
-    print(f"{len(rows)} bridges; best {best['kind']} {best['donor_layer']} → {best['target_layer']}: R² {best['r2']:.3f}")
+    where = f"{best['kind']} {best['donor_layer']} → {best['target_layer']}"
+    print(f"{len(rows)} bridges; best {where}, R² {best['r2']:.3f} on held-out rows")
 
 
 if __name__ == "__main__":

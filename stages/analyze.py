@@ -1,4 +1,4 @@
-"""The catalog of a donor: how far and how steadily each site's states depart from the target's, and how like they are."""
+"""The catalog of a donor: how far, how steadily and into what its states depart from the target's at each site."""
 
 import math
 from pathlib import Path

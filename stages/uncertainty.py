@@ -14,6 +14,7 @@ from stages.maths import calibration
 from stages.maths.statistics import Bootstrap, Estimate, draw, estimate
 from stages.settings import Settings, read
 from stages.storage import write_json
+from stages.tables import read_table
 
 TASKS = ("capability", "retention")
 """Tasks whose items are right or wrong."""
@@ -40,7 +41,7 @@ def uncertainty(items: pd.DataFrame, settings: Uncertainty) -> dict[str, Any]:
     if missing:
         raise BadInput(f"Expected items with the columns task, cluster, right and confidence, got none called "
                        f"{', '.join(sorted(missing))}; rerun evaluate.")  # fmt: skip
-    measured = {task: _measure(items[items.task == task], settings) for task in TASKS if (items.task == task).any()}
+    measured = {task: _measure(items.loc[items.task == task], settings) for task in TASKS if (items.task == task).any()}
     if not measured:
         raise BadInput(f"Expected items of {' or '.join(TASKS)}, got none; rerun evaluate.")
     return measured
@@ -78,9 +79,7 @@ def _rounded(row: dict[str, float | int]) -> dict[str, float | int]:
 
 def main(items: Path, out: Path, params: Path = Path("params.yaml")) -> None:
     """Measure the calibration of one evaluated model, as params.yaml says under `uncertainty`."""
-    if not items.is_file():
-        raise BadInput(f"Expected evaluated items at {items}, got nothing; run `dvc repro` to make them.")
-    write_json(out, uncertainty(pd.read_parquet(items), read(params, "uncertainty", Uncertainty)))
+    write_json(out, uncertainty(read_table(items), read(params, "uncertainty", Uncertainty)))
 
 
 if __name__ == "__main__":

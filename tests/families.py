@@ -1,7 +1,10 @@
 """Tiny random models of many families: vocabulary 128, width 32, 4 blocks, grouped queries where a family has them."""
 
+from pathlib import Path
+
+import tokenizers
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 _LLAMA = {
     "vocab_size": 128,
@@ -64,3 +67,22 @@ def tiny(family: str, seed: int = 0, **overrides) -> PreTrainedModel:
 def token_ids(batch: int = 3, tokens: int = 11, seed: int = 0) -> torch.Tensor:
     """Random token ids [batch, tokens] that every family knows, none of them special."""
     return torch.randint(3, 128, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def tokenizer(pattern: str = r"[\s\S]") -> PreTrainedTokenizerFast:
+    """A tokenizer of at most 128 tokens that cuts where `pattern` matches; by default a token is a character.
+
+    What is no token of its own reads as <unk>, with its offsets.
+    """
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<unk>", "<eos>", "\n", *map(chr, range(32, 127))])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    inner.decoder = tokenizers.decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>")
+
+
+def saved(model: PreTrainedModel, directory: Path, pattern: str = r"[\s\S]") -> Path:
+    """`model` and its tokenizer as a model directory."""
+    model.save_pretrained(directory)
+    tokenizer(pattern).save_pretrained(directory)
+    return directory

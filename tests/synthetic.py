@@ -21,7 +21,7 @@ PARAMS = {
         "random_transplant": {"donor": "sibling", "control_for": "transplant"},
     },
     "report": {"resamples": 400},
-    "uncertainty": {"resamples": 400},
+    "uncertainty": {"resamples": 200},
 }
 # capability, retention lost, nats a token lost on text, KL; None: another tokenizer
 MODELS = {
@@ -123,7 +123,7 @@ def catalog(same_width: bool) -> pd.DataFrame:
 
 
 def trace() -> pd.DataFrame:
-    """Effects of exchanging each block's states, or its weights, one way and the other; the first row is the whole donor."""
+    """Effects of exchanging each block's states, or its weights; the first row is the whole donor."""
 
     def row(layer: int | None, intervention: str, share: float) -> dict[str, object]:
         figures = {
@@ -176,8 +176,9 @@ def experiment(root: Path, models: dict[str, str] | None = None, **changes: obje
         _parquet(catalog(same), root / "catalog" / f"{donor}.parquet")
         pairs = [(layer, layer) for layer in range(0, 30, 2)] if same else [(d, t) for d in (3, 5) for t in (20, 26)]
         _json(alignment(pairs, same), root / "bridges" / donor / "alignment.json")
-        _json({"recipe": {"recipe": "adapter", "rank": 12, "seed": 0}, "losses": [2.0, 0.1], "scores": {"items": 1000, "exact_match": 0.96}},
-              root / "donors" / donor / "training.json")  # fmt: skip
+        recipe = {"recipe": "adapter" if same else "scratch", "rank": 12, "seed": 0}
+        training = {"recipe": recipe, "losses": [2.0, 0.1], "scores": {"items": 1000, "exact_match": 0.96}}
+        _json(training, root / "donors" / donor / "training.json")
     _parquet(trace(), root / "trace" / "sibling.parquet")
     for variant in ("blade", "bridged_blade", "null_donor"):
         cross, kl = (0.05, 0.003) if variant != "null_donor" else (2.0, 0.01)
@@ -190,7 +191,7 @@ def experiment(root: Path, models: dict[str, str] | None = None, **changes: obje
                      "answer": "yes"},
                     {"question": "Where does exchanging states carry the capability?", "figure": "0.97 at block 26",
                      "threshold": "≥ 0.9", "answer": "block 26"}],
-           "recommendation": {"method": "blade", "layer": 26, "gate": "token", "mix": "delta"}},
+           "recommendation": {"sibling": {"recipe": "inject", "layer": 26, "gate": "token", "mix": "delta"}}},
           root / "plan" / "plan.json")  # fmt: skip
     return root
 

@@ -1,4 +1,4 @@
-"""Forward passes that start in the middle of a model, from states kept earlier."""
+"""Forward passes that start in the middle of a model, from states kept earlier, or that run another's block."""
 
 import contextlib
 import functools
@@ -43,23 +43,35 @@ def resumed(model: PreTrainedModel, layer: int, states: torch.Tensor) -> Iterato
 
     with contextlib.ExitStack() as stack:
         for block in inner[:layer]:
-            stack.enter_context(_forward_replaced(block, skip))
-        stack.enter_context(_forward_replaced(inner[layer], enter))
+            stack.enter_context(forward_replaced(block, skip))
+        stack.enter_context(forward_replaced(inner[layer], enter))
         yield
 
 
 @contextlib.contextmanager
-def _forward_replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """The block's own `forward` gives way and comes back; all its attributes stay, which some models read."""
-    own = block.__dict__.get("forward")
-    block.forward = forward  # type: ignore[method-assign]
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block, `forward` runs in place of the module's own; its attributes stay, as some models read them."""
+    own = module.__dict__.get("forward")
+    module.forward = forward  # type: ignore[method-assign]
     try:
         yield
     finally:
         if own is None:
-            del block.forward
+            del module.forward
         else:
-            block.forward = own  # type: ignore[method-assign]
+            module.forward = own  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def swapped(model: PreTrainedModel, layer: int, block: nn.Module) -> Iterator[None]:
+    """Inside the block, `block`, of another model of the same architecture, stands in place of the block `layer`."""
+    inner = blocks(model)
+    own = inner[layer]
+    inner[layer] = block
+    try:
+        yield
+    finally:
+        inner[layer] = own
 
 
 def _output_form(model: PreTrainedModel, block: nn.Module) -> Callable[[torch.Tensor], Any]:

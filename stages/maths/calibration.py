@@ -42,8 +42,9 @@ def assign(confidence: np.ndarray, bins: int) -> np.ndarray:
 
     Bins of equal mass (arXiv 1508.05154) instead of equal width, since most confidences of a language model lie near 1.
     """
-    edges = np.unique(np.quantile(confidence, np.linspace(0, 1, bins + 1)[1:-1], method="inverted_cdf"))
-    return np.unique(np.searchsorted(edges, confidence, side="left"), return_inverse=True)[1]
+    _, values, counts = np.unique(confidence, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - counts / 2  # of each value's places in the ranking
+    return np.unique((middle * bins / len(confidence)).astype(int)[values], return_inverse=True)[1]
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray, bins: int) -> list[Bin]:

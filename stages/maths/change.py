@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def relative_change(target: Float[Tensor, "rows width"], donor: Float[Tensor, "rows width"]) -> float:
-    """Mean over rows of ‖d - t‖ / ‖t‖; 0 for equal states, infinite where a target's state is zero and the donor's not."""
+    """Mean over rows of ‖d - t‖ / ‖t‖; 0 for equal states, not finite where a target's state is zero."""
     return ((donor - target).norm(dim=1) / target.norm(dim=1)).double().mean().item()
 
 

@@ -197,7 +197,7 @@ def recovery(draws: Draws, graft: ArrayLike, donor: ArrayLike, target: ArrayLike
 
 
 def perplexity_ratio(draws: Draws, graft: ArrayLike, target: ArrayLike, tokens: ArrayLike) -> Estimate | Undefined:
-    """The graft's perplexity over the target's: exp(−(Σ graft − Σ target) / Σ tokens), log-likelihoods in nats [items]."""
+    """The graft's perplexity over the target's: exp(−(Σ graft − Σ target) / Σ tokens) of log-likelihoods in nats."""
     less, count = _float(target) - _float(graft), _float(tokens)
     return estimate(draws, lambda w: np.exp((w @ less) / (w @ count)))
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from stages.errors import BadInput
 from stages.pages.roles import Roles
 from stages.storage import read_json
+from stages.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def gather(places: Places, roles: Roles) -> Evidence:
     as_trained = {donor: str(how.get("trained", donor)) for donor, how in roles.donors.items()}
     trained = _found(places.donors, sorted(set(as_trained.values())), "{}/training.json", read_json)
     return Evidence(
-        items=_found(places.evaluation, everyone, "{}/items.parquet", _table),
+        items=_found(places.evaluation, everyone, "{}/items.parquet", read_table),
         uncertainty=_found(places.uncertainty, variants, "{}.json", read_json),
-        catalog=_found(places.catalog, donors, "{}.parquet", _table),
-        trace=_found(places.trace, donors, "{}.parquet", _table),
+        catalog=_found(places.catalog, donors, "{}.parquet", read_table),
+        trace=_found(places.trace, donors, "{}.parquet", read_table),
         bridges=_found(places.bridges, donors, "{}/alignment.json", read_json),
         curves={name: found["curve"] for name, found in curves.items() if found.get("curve")},
         plan=read_json(places.plan) if places.plan.is_file() else {},
@@ -73,11 +73,3 @@ def gather(places: Places, roles: Roles) -> Evidence:
 def _found(root: Path, names: Iterable[str], pattern: str, read: Any) -> dict[str, Any]:
     paths = {name: root / pattern.format(name) for name in names}
     return {name: read(path) for name, path in paths.items() if path.is_file()}
-
-
-def _table(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"Expected a parquet file at {path}, got one that cannot be read ({error}); delete it and run "
-                       "`dvc repro`.") from error  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from stages.pages.charts import DASHES, LINES, Plot, among, dash, numbers, plot
+from stages.pages.plots import DASHES, LINES, Plot, among, dash, numbers, plot
 
 _CATALOG = {
     "change": ("Change by layer", "relative change", "How far the donor's states lie from the target's, by site."),
@@ -48,7 +48,7 @@ def catalog(rows: pd.DataFrame, donor: str) -> list[Plot]:
             continue
         kinds = rows[rows.kind.isin(_KINDS)] if "kind" in rows else rows.assign(kind="block")
         long = kinds.melt(["layer", "kind"], list(columns), "measured", "value").dropna(subset=["value", "layer"])
-        long["measured"] = long["measured"].map(columns)
+        long["measured"] = long["measured"].replace(columns)
         if not len(long):
             continue
         found = [kind for kind in _KINDS if (long.kind == kind).any()]
@@ -74,7 +74,7 @@ def _pairs(rows: pd.DataFrame, donor: str) -> list[Plot]:
     plots = []
     for on in ("capability", "text"):
         column = f"{on}_cka"
-        if column in rows and rows[column].notna().any():
+        if column in rows and bool(rows[column].notna().any()):
             cells = rows.rename(columns={column: "value", "layer": "target_layer"})
             cells = cells.dropna(subset=["value", "donor_layer", "target_layer"])
             caption = "CKA of the donor's layer with the target's: bright pairs see the same items as alike."
@@ -84,7 +84,7 @@ def _pairs(rows: pd.DataFrame, donor: str) -> list[Plot]:
 
 def _grid(title: str, caption: str, cells: pd.DataFrame, unit: str, donor: str) -> Plot:
     chart = (
-        alt.Chart(values(cells[["donor_layer", "target_layer", "value"]]))
+        alt.Chart(values(cells.loc[:, ["donor_layer", "target_layer", "value"]]))
         .mark_rect()
         .encode(
             x=alt.X(
@@ -102,12 +102,12 @@ def trace(rows: pd.DataFrame, donor: str) -> list[Plot]:
     """What exchanging a whole block between donor and target causes, with intervals."""
     if not {"layer", "intervention"} <= set(rows.columns):
         return []
-    rows = rows[rows.layer.notna()]
+    rows = rows.loc[rows.layer.notna()]
     names = {name: str(name).replace("_", " ") for name in dict.fromkeys(rows.intervention)}
     plots = []
     for measure, (title, unit, caption) in _TRACE.items():
         ends = [f"{measure}_low", f"{measure}_high"]
-        if measure not in rows or not rows[measure].notna().any():
+        if measure not in rows or not bool(rows[measure].notna().any()):
             continue
         found = rows[["layer"]].assign(exchanged=rows.intervention.map(names), value=rows[measure])
         found = found.assign(low=rows.get(ends[0]), high=rows.get(ends[1])).dropna(subset=["value"])
@@ -128,13 +128,13 @@ def alignment(rows: Sequence[Mapping[str, Any]], donor: str) -> list[Plot]:
     frame = pd.DataFrame(list(rows))
     if not {"donor_layer", "target_layer", "kind"} <= set(frame.columns):
         return []
-    alike = (frame.donor_layer == frame.target_layer).all()
+    alike = bool((frame.donor_layer == frame.target_layer).all())
     frame["onto"] = "its like" if alike else "layer " + frame.target_layer.astype(str)
     plots = []
     for measure, title in (("cosine", "Cosine"), ("r2", "R²")):
         before = frame.assign(kind="none") if f"{measure}_before" in frame else frame.iloc[:0]
         found = [frame.assign(value=frame.get(measure)), before.assign(value=before.get(f"{measure}_before"))]
-        long = pd.concat(found)[["donor_layer", "onto", "kind", "value"]].dropna().drop_duplicates()
+        long = pd.concat(found).loc[:, ["donor_layer", "onto", "kind", "value"]].dropna().drop_duplicates()
         if not len(long):
             continue
         kinds = sorted(set(long.kind), key=lambda kind: (kind == "none", kind))

@@ -10,8 +10,8 @@ import vl_convert
 from markupsafe import Markup
 
 from stages.pages import charts, layers, views, words
-from stages.pages.charts import Plot
 from stages.pages.evidence import Evidence
+from stages.pages.plots import Plot
 from stages.pages.roles import Roles
 
 _HERE = Path(__file__).parent
@@ -63,7 +63,11 @@ def render(summary: Mapping[str, Any], roles: Roles, evidence: Evidence, setting
         percent=f"{100 * settings['confidence']:g} %",
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         js=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
-        bundle=Markup(vl_convert.javascript_bundle().replace("</script", "<\\/script").replace("<!--", "<\\!--")),
+        bundle=Markup(
+            vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+            .replace("</script", "<\\/script")
+            .replace("<!--", "<\\!--")
+        ),
         specs=Markup(json.dumps(specs, sort_keys=True, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")),
     )
 

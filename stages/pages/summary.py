@@ -61,12 +61,13 @@ def _model(rows: pd.DataFrame, target: pd.DataFrame, name: str) -> Model:
     if ours != theirs:
         raise BadInput(f"Expected {name} to be judged on the target's {len(theirs)} items in their order, got "
                        f"{len(set(ours) & set(theirs))} of them in {len(ours)} rows; rerun evaluate.")  # fmt: skip
-    return Model(*(rows[rows.task == task].reset_index(drop=True) for task in ("capability", "retention", "text")))
+    return Model(*(rows.loc[rows.task == task].reset_index(drop=True) for task in ("capability", "retention", "text")))
 
 
 def _entry(figures: Mapping[str, Figure]) -> dict[str, Any]:
     return {
-        **{name: figures[name].rounded() if isinstance(figures[name], Estimate) else None for name in FIGURES},
+        **dict.fromkeys(FIGURES),
+        **{name: e.rounded() for name, e in figures.items() if isinstance(e, Estimate)},
         "undefined": {name: e.reason for name, e in figures.items() if isinstance(e, Undefined)},
         "capability_by": [],
         "mcnemar_p": None,

@@ -57,11 +57,8 @@ def counts(summary: Mapping[str, Any]) -> View:
     target = summary["target"]
     n = {name: (target[name] or {"n": 0})["n"] for name in ("capability", "capability_seen", "retention", "perplexity")}
     unseen = n["capability"] - n["capability_seen"]
-    return {
-        "n": n,
-        "basis": f"{n['capability']:,} items of the capability ({unseen:,} of them in phrasings that training never shows), "
-        f"{n['retention']:,} questions and {n['perplexity']:,} texts of other things.",
-    }
+    asked = f"{n['capability']:,} items of the capability ({unseen:,} in phrasings that training never shows)"
+    return {"n": n, "basis": f"{asked}, {n['retention']:,} questions and {n['perplexity']:,} texts of other things."}
 
 
 def plan(found: Mapping[str, Any]) -> View:

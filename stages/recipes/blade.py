@@ -46,7 +46,7 @@ class BladeRecipe(Settings):
     donor_layer: str | int | float
     """The donor's block whose output is taken; blocks after it are cut off."""
     gate: Literal["identity", "closed", "scalar", "sigmoid", "linear", "softmax", "token", "channel"]
-    bridge: Literal["identity", "linear"] = "identity"
+    bridge: Literal["identity", "linear", "residual"] = "identity"
     mix: Literal["delta", "add"] = "delta"
     alpha: float = 1.0
     training: Training | None = None
@@ -95,7 +95,7 @@ def parts(recipe: BladeRecipe, target: Path, donor: Path) -> Parts:
     layer = layer_index(recipe.layer, len(blocks(receiving)))
     donor_layer = layer_index(recipe.donor_layer, len(blocks(giving)))
     widths = giving.config.hidden_size, receiving.config.hidden_size
-    if recipe.bridge == "identity" and widths[0] != widths[1]:
+    if recipe.bridge != "linear" and widths[0] != widths[1]:
         raise BadInput(
             f"Donor {recipe.donor!r} has width {widths[0]} and the target {widths[1]}; expected equal widths or a bridge: "
             "set bridge: linear."

@@ -1,0 +1,172 @@
+"""Catalogs and bridges from captured states of tiny models."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import scipy.stats
+import torch
+from safetensors.torch import load_file
+
+from stages.activations import Activations, create
+from stages.align import Align, align, held_out, layer_pairs
+from stages.align import main as align_main
+from stages.analyze import analyze
+from stages.analyze import main as analyze_main
+from stages.anatomy.names import matching
+from stages.anatomy.sites import sites_of
+from stages.capture import Capture, capture, texts_of
+from stages.errors import BadInput
+from tests.families import tiny, tokenizer
+
+SETTINGS = Capture(prompts=20, texts=4)
+COARSE = r"[\s\S]{1,2}?\b|[\s\S]"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Captures by name: the target, its twin, another model, a wider one, one with another tokenizer, one of less."""
+    root = tmp_path_factory.mktemp("captures")
+    prompts = [{"id": f"c{i}", "prompt": f"{i * 37} + {i} =", "answer": f" {i * 38}"} for i in range(20)]
+    texts = [{"id": f"t{i}", "text": f"Text number {i * i} is here to be read and kept."} for i in range(4)]
+    for name, rows in (("train", prompts), ("text", texts), ("less", prompts[:9])):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wide = {"hidden_size": 48, "num_hidden_layers": 3}
+    made = {
+        "target": (tiny("llama"), r"[\s\S]", "train"),
+        "twin": (tiny("llama"), r"[\s\S]", "train"),
+        "other": (tiny("llama", seed=1), r"[\s\S]", "train"),
+        "wide": (tiny("qwen2", **wide), r"[\s\S]", "train"),
+        "coarse": (tiny("llama"), r"\d|[^\d]{1,3}", "train"),
+        "less": (tiny("llama"), r"[\s\S]", "less"),
+    }
+    for name, (model, pattern, told) in made.items():
+        read = texts_of(tokenizer(pattern), SETTINGS, root / f"{told}.jsonl", root / "text.jsonl")
+        capture(model, read, matching(SETTINGS.sites, sites_of(model)), root / f"{name}.h5")
+    return {name: Activations(root / f"{name}.h5") for name in made}
+
+
+def test_an_identical_donor_changes_nothing_anywhere(files):
+    rows = analyze(files["target"], files["twin"]).to_pylist()
+    assert [row["site"] for row in rows] == files["target"].sites
+    for row in rows:
+        for kind in ("capability", "text"):
+            assert row[f"{kind}_change"] == 0
+            assert row[f"{kind}_consistency"] is None
+            assert row[f"{kind}_cka"] == pytest.approx(1)
+            assert row[f"{kind}_norm_ratio"] == 1
+
+
+def test_figures_are_those_of_the_rows_of_their_kind_without_first_tokens(files):
+    target, other = files["target"], files["other"]
+    row = next(r for r in analyze(target, other).to_pylist() if r["site"] == "layers.2.mlp")
+    for kind in ("capability", "text"):
+        rows = target.of_kind(kind) & ~target.first
+        t, d = target.site("layers.2.mlp")[rows], other.site("layers.2.mlp")[rows]
+        assert row[f"{kind}_rows"] == len(t)
+        assert row[f"{kind}_change"] == pytest.approx(((d - t).norm(dim=1) / t.norm(dim=1)).mean().item(), rel=1e-5)
+    assert (row["kind"], row["layer"]) == ("mlp", 2)
+
+
+@pytest.mark.parametrize("donor", ["wide", "coarse"])
+def test_other_widths_and_tokenizers_give_cka_of_every_pair_of_blocks_and_nothing_else(files, donor):
+    rows = analyze(files["target"], files[donor]).to_pylist()
+    count = 3 if donor == "wide" else 4
+    assert [(r["layer"], r["donor_layer"]) for r in rows] == [(i, j) for i in range(4) for j in range(count)]
+    for row in rows:
+        assert -1 <= row["capability_cka"] <= 1 + 1e-6
+        assert [row[f"text_{f}"] for f in ("change", "consistency", "norm_ratio")] == [None] * 3
+
+
+def test_captures_of_different_texts_are_refused(files):
+    with pytest.raises(BadInput, match="captures of the same texts, got 24 texts"):
+        analyze(files["target"], files["less"])
+
+
+def test_a_catalog_has_the_same_bytes_every_time(files, tmp_path):
+    for name in ("a", "b"):
+        analyze_main(files["target"].path, files["wide"].path, tmp_path / f"{name}.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert pyarrow.parquet.read_table(tmp_path / "a.parquet").num_rows == 12
+
+
+def rotated(source: Activations, path: Path, turn: torch.Tensor) -> Activations:
+    """`source` with its residual states times `turn`, its first tokens' states spoilt."""
+    from stages.activations import Text
+
+    spans = list(zip(source.starts[:-1].tolist(), source.starts[1:].tolist(), strict=True))
+    texts = [
+        Text(i, kind, digest, source.tokens[b:e].tolist(), [tuple(o) for o in source.offsets[b:e].tolist()])
+        for i, kind, digest, (b, e) in zip(source.ids, source.kinds, source.digests, spans, strict=True)
+    ]
+    sites = [f"layers.{i}" for i in range(4)]
+    arrays = create(path, texts, dict.fromkeys(sites, turn.shape[1]))
+    for site, array in arrays.items():
+        states = source.site(site) @ turn
+        states[source.first] = 1e4
+        array[:] = states.to(torch.bfloat16).view(torch.uint16).numpy()
+        array.flush()
+    return Activations(path)
+
+
+def test_a_rotated_twin_is_aligned_wholly_and_its_rotation_recovered(files, tmp_path):
+    turn = torch.from_numpy(scipy.stats.ortho_group.rvs(32, random_state=0)).float()
+    donor = rotated(files["target"], tmp_path / "turned.h5", turn)
+    tensors, rows = align(Align(), files["target"], donor)
+    assert [(r["donor_layer"], r["target_layer"]) for r in rows] == [(i, i) for i in range(4) for _ in range(2)]
+    for row in rows:
+        if row["kind"] == "orthogonal":
+            bridge = tensors[f"{row['donor_layer']}-{row['target_layer']}.orthogonal.weight"]
+            torch.testing.assert_close(bridge, turn.T, rtol=0, atol=0.02)
+            assert row["cosine"] > 0.9999 and row["r2"] > 0.9999
+            assert abs(row["cosine_before"]) < 0.6 and row["mse"] < row["mse_before"] / 100
+
+
+def test_an_identical_donor_needs_no_bridge(files):
+    tensors, rows = align(Align(), files["target"], files["twin"])
+    for row in rows:
+        assert (row["cosine_before"], row["mse_before"], row["r2_before"]) == (pytest.approx(1), 0, 1)
+    for layer in range(4):
+        torch.testing.assert_close(tensors[f"{layer}-{layer}.orthogonal.weight"], torch.eye(32), rtol=0, atol=1e-4)
+
+
+def test_a_wider_donor_gets_ridge_bridges_from_every_block_to_the_listed_layers(files):
+    tensors, rows = align(Align(target_layers=["n-1", 0.5]), files["target"], files["wide"])
+    assert [(r["donor_layer"], r["target_layer"]) for r in rows] == [(i, j) for i in range(3) for j in (2, 3)]
+    assert {r["kind"] for r in rows} == {"ridge"} and {r["r2_before"] for r in rows} == {None}
+    assert tensors["2-3.ridge.weight"].shape == (48, 32) and tensors["2-3.ridge.bias"].shape == (32,)
+
+
+def test_judging_rows_are_never_fitted_on(files, tmp_path):
+    """A donor of noise is fitted in part but explains nothing of the prompts held out."""
+    turn = torch.from_numpy(scipy.stats.ortho_group.rvs(32, random_state=0)).float()
+    donor = rotated(files["target"], tmp_path / "noise.h5", turn)
+    donor.site = lambda name: torch.randn(len(donor.tokens), 32, generator=torch.Generator().manual_seed(0))
+    assert all(row["r2"] < 0.05 for row in align(Align(), files["target"], donor)[1])
+
+
+def test_a_quarter_of_each_kind_is_held_out_and_never_all_of_it():
+    chosen = held_out(["capability"] * 20 + ["text"] * 2, 0.25, seed=0)
+    assert (chosen[:20].sum(), chosen[20:].sum()) == (5, 1)
+    with pytest.raises(BadInput, match="two or more prompts"):
+        held_out(["capability"], 0.25, seed=0)
+
+
+def test_layer_pairs_go_by_depth_or_to_the_listed_layers():
+    assert layer_pairs(3, 3, ["n-1"]) == [(0, 0), (1, 1), (2, 2)]
+    assert layer_pairs(2, 30, ["n-4", 0.875, 20]) == [(0, 20), (0, 26), (1, 20), (1, 26)]
+    with pytest.raises(BadInput, match="does not exist"):
+        layer_pairs(2, 30, [31])
+
+
+def test_bridges_on_disk_have_the_same_bytes_every_time(files, tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text("align: {target_layers: [n-1]}\n")
+    for name in ("a", "b"):
+        align_main(files["target"].path, files["wide"].path, tmp_path / name, params)
+    for name in ("bridges.safetensors", "alignment.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert set(load_file(tmp_path / "a" / "bridges.safetensors")) == {
+        f"{i}-3.ridge.{part}" for i in range(3) for part in ("weight", "bias")
+    }

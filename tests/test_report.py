@@ -1,0 +1,220 @@
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import MODELS, PARAMS, experiment
+
+from stages import report as stage
+from stages import uncertainty
+from stages.pages.labels import place
+from stages.pages.roles import read_roles
+from stages.pages.words import figure, inert
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def arguments(root: Path) -> dict[str, Path]:
+    names = ("evaluation", "uncertainty", "catalog", "trace", "bridges", "gates", "models", "donors")
+    return {name: root / name for name in names} | {"plan": root / "plan" / "plan.json", "params": root / "params.yaml"}
+
+
+def write(root: Path, out: Path) -> Path:
+    stage.main(**arguments(root), out=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = experiment(tmp_path_factory.mktemp("experiment"))
+    for variant in PARAMS["inject"] | PARAMS["transplant"]:
+        rows, out = root / "evaluation" / variant / "items.parquet", root / "uncertainty" / f"{variant}.json"
+        uncertainty.main(rows, out, root / "params.yaml")
+    write(root, root / "report")
+    return root
+
+
+@pytest.fixture(scope="module")
+def summary(made):
+    return json.loads((made / "report" / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def page(made):
+    return (made / "report" / "index.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        assert "CI" not in os.environ, "Expected chromium on PATH, found none; install it."
+        pytest.skip("no chromium here")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        running = play.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield running
+        running.close()
+
+
+def opened(browser, path: Path, width: int = 1280, scheme: str = "light"):
+    """The page once all charts are drawn, and everything that it complained of or asked for."""
+    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    troubles: list[str] = []
+    tab.on("console", lambda message: troubles.append(f"{message.type}: {message.text}"))
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.on("dialog", lambda dialog: (troubles.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    tab.on("request", lambda asked: troubles.append(asked.url) if asked.url != path.as_uri() else None)
+    tab.goto(path.as_uri())
+    tab.wait_for_selector("html[data-drawn]", timeout=60_000)
+    return tab, troubles
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_page_opens_from_disk_draws_every_chart_and_asks_for_nothing(browser, made, width, scheme):
+    tab, troubles = opened(browser, made / "report" / "index.html", width, scheme)
+    drawn = tab.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('svg path').length)")
+    assert len(drawn) == 19
+    assert min(drawn) > 2
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert troubles == []
+    tab.close()
+
+
+def test_the_charts_can_be_read_aloud(browser, made):
+    tab, _ = opened(browser, made / "report" / "index.html")
+    spoken = tab.evaluate("[...document.querySelectorAll('.chart')].map(chart => chart.ariaLabel)")
+    assert len(set(spoken)) == len(spoken) == 19
+    assert all(spoken)
+    tab.close()
+
+
+def text_of(page: str) -> str:
+    """What the page's body says, without markup and scripts."""
+    body = re.sub(r"<script.*?</script>", "", page.split("<body>")[1], flags=re.S)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body.replace("<wbr>", ""))).split())
+
+
+def test_page_markdown_and_json_say_the_same(made, page, summary):
+    told, table = text_of(page), (made / "report" / "summary.md").read_text()
+    for name, entry in (summary["donors"] | summary["variants"]).items():
+        row = next(line for line in table.splitlines() if line.startswith(f"| {inert(name)} |"))
+        for key in ("capability", "recovery", "retention", "perplexity_ratio", "kl_to_target"):
+            assert figure(entry, key) in row
+            if entry[key]:
+                assert figure(entry, key) in told
+
+
+def test_the_finding_names_the_best_variant_and_its_control(page):
+    said = re.search("<h1>(.*?)</h1>", page)
+    assert said
+    assert said[1].startswith("bridged_blade raises the capability from")
+    assert said[1].endswith("its control null_donor gains nothing.")
+
+
+def test_sources_stand_shortened_with_the_whole_hash_beside(page):
+    assert f'<abbr title="{"ab" * 32}">{"ab" * 6}</abbr>' in page
+
+
+def test_the_same_inputs_give_the_same_bytes_in_another_process(made, tmp_path):
+    options = [part for name, path in arguments(made).items() for part in (f"--{name}", str(path))]
+    command = [sys.executable, "-m", "stages.report", *options, "--out", str(tmp_path / "again")]
+    environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith("bridged_blade raises")
+    for name in ("index.html", "summary.json", "summary.md"):
+        first = (made / "report" / name).read_bytes()
+        assert first == (tmp_path / "again" / name).read_bytes()
+        assert str(made).encode() not in first
+
+
+def test_evidence_that_is_missing_is_called_not_measured(browser, made, tmp_path):
+    shutil.copytree(made / "evaluation", tmp_path / "evaluation")
+    shutil.copy(made / "params.yaml", tmp_path)
+    shutil.rmtree(tmp_path / "evaluation" / "blade")
+    path = write(tmp_path, tmp_path / "report") / "index.html"
+    told = text_of(path.read_text())
+    for what in ("Layers", "The plan’s path", "Calibration"):
+        assert f"{what}: not measured." in told
+    assert "○ not measured" in told
+    tab, troubles = opened(browser, path)
+    assert troubles == []
+    tab.close()
+
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def test_hostile_names_and_values_are_inert(browser, tmp_path):
+    inject = {HOSTILE.replace("/", "∕"): {"donor": "sibling", "note": HOSTILE}, "‮[link](javascript:alert(3))|`🙂": {}}
+    changed = {"closed_gate": "x" * 120, "blade": next(iter(inject)), "bridged_blade": list(inject)[1]}
+    inject["x" * 120] = {"donor": "sibling", "control_for": next(iter(inject))}
+    root = experiment(tmp_path, changed, inject=inject)
+    plan = {
+        "path": [{"question": HOSTILE, "figure": 3, "threshold": None, "answer": HOSTILE}],
+        "recommendation": HOSTILE,
+    }
+    (root / "plan" / "plan.json").write_text(json.dumps(plan))
+    source = root / "models" / "target" / "source.json"
+    source.write_text(json.dumps({"source": HOSTILE, "revision": None, "files": {HOSTILE: HOSTILE}}))
+    out = write(root, root / "report")
+    tab, troubles = opened(browser, out / "index.html", width=390)
+    assert troubles == []
+    assert tab.evaluate("document.querySelectorAll('img, main script').length") == 0
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    tab.close()
+    table = (out / "summary.md").read_text()
+    assert "<" not in table
+    assert "[link](" not in table
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 1 + len(PARAMS["adopt"]) + len(inject) + len(PARAMS["transplant"])
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}
+
+
+def test_settings_have_defaults_and_misspelt_ones_are_refused(made, tmp_path):
+    assert stage.Report() == stage.Report(resamples=2000, confidence=0.95, seed=0, perplexity_limit=1.02, margin=0.02)
+    arguments_ = arguments(made) | {"params": tmp_path / "params.yaml", "out": tmp_path / "report"}
+    text = (made / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("resamples", "resample"))
+    with pytest.raises(ValueError, match="did you mean 'resamples'"):
+        stage.main(**arguments_)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_damaged_table_is_said_in_a_sentence_and_nothing_is_lost(made, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(made, root)
+    (root / "catalog" / "sibling.parquet").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="sibling.parquet cannot be read as parquet"):
+        write(root, root / "report")
+    assert (root / "report" / "index.html").read_bytes() == (made / "report" / "index.html").read_bytes()
+
+
+def test_every_model_is_on_the_page(page):
+    told = text_of(page)
+    assert all(name in told for name in MODELS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 440), st.floats(0, 360), st.sampled_from(["blade", "null_donor"])), max_size=4))
+def test_names_in_a_chart_do_not_lie_on_one_another(points):
+    labels = place(points, 440, 360)
+    boxes = []
+    for (x, y, name), label in zip(points, labels, strict=True):
+        left = x - 9 - 6.6 * len(name) if label.left else x + 9
+        boxes.append((left, y + label.down - 7, left + 6.6 * len(name), y + label.down + 7))
+    crowded = [a for i, a in enumerate(boxes) for b in boxes[:i]
+               if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] - 1e-6 and b[1] < a[3] - 1e-6]  # fmt: skip
+    assert crowded == []
+
+
+def test_roles_are_read_as_the_report_shows_them(made):
+    assert list(read_roles(made / "params.yaml").donors) == ["sibling", "calculator", "null_calculator"]
