@@ -25,6 +25,7 @@ _OPT = {key: value for key, value in _SINGLE_QUERY.items() if key not in ("inter
 CONFIGURATIONS: dict[str, dict] = {
     "llama": _LLAMA,
     "mistral": _LLAMA | {"sliding_window": 6},
+    "mixtral": _LLAMA | {"num_local_experts": 4},
     "qwen2": _LLAMA,
     "phi3": _LLAMA,
     "gemma": _LLAMA | {"head_dim": 8},

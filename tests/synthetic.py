@@ -2,13 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
 
 PARAMS = {
-    "adopt": {name: {"trained": name} for name in ("sibling", "calculator", "null_calculator")},
+    "adopt": {
+        "sibling": {"trained": "sibling"},
+        "calculator": {"trained": "calculator"},
+        "null_calculator": {"trained": "calculator", "null_seed": 0},
+    },
     "inject": {
         "blade": {"donor": "sibling", "layer": "n-4"},
         "closed_gate": {"donor": "sibling", "control_for": "blade"},
@@ -125,7 +130,7 @@ def catalog(same_width: bool) -> pd.DataFrame:
 def trace() -> pd.DataFrame:
     """Effects of exchanging each block's states, or its weights; the first row is the whole donor."""
 
-    def row(layer: int | None, intervention: str, share: float) -> dict[str, object]:
+    def row(layer: int | None, intervention: str, share: float) -> dict[str, Any]:
         figures = {
             "capability": 9 * share,
             "match": share,

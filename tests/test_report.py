@@ -124,6 +124,12 @@ def test_sources_stand_shortened_with_the_whole_hash_beside(page):
     assert f'<abbr title="{"ab" * 32}">{"ab" * 6}</abbr>' in page
 
 
+def test_a_donor_drawn_anew_is_not_said_to_have_learned(page):
+    told = text_of(page)
+    assert "calculator – trained calculator · recipe scratch · rank 12 · seed 0" in told
+    assert "null_calculator – trained calculator · null_seed 0 blade" in told
+
+
 def test_the_same_inputs_give_the_same_bytes_in_another_process(made, tmp_path):
     options = [part for name, path in arguments(made).items() for part in (f"--{name}", str(path))]
     command = [sys.executable, "-m", "stages.report", *options, "--out", str(tmp_path / "again")]
@@ -193,7 +199,7 @@ def test_a_damaged_table_is_said_in_a_sentence_and_nothing_is_lost(made, tmp_pat
     root = tmp_path / "copy"
     shutil.copytree(made, root)
     (root / "catalog" / "sibling.parquet").write_bytes(b"half a file")
-    with pytest.raises(ValueError, match="sibling.parquet cannot be read as parquet"):
+    with pytest.raises(ValueError, match=r"sibling\.parquet cannot be read as parquet"):
         write(root, root / "report")
     assert (root / "report" / "index.html").read_bytes() == (made / "report" / "index.html").read_bytes()
 

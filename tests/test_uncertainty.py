@@ -21,8 +21,7 @@ def measured():
 def test_both_tasks_are_measured_with_intervals(measured):
     assert set(measured) == {"capability", "retention"}
     for task in measured.values():
-        assert set(task) == {"n", "accuracy", "ece", "ece_if_calibrated", "brier", "aurc", "excess_aurc", "auroc", "bins",
-                             "curve", "undefined"}  # fmt: skip
+        assert {"n", "ece_if_calibrated", "bins", "curve", "undefined"} < set(task)
         for name in ("accuracy", "ece", "brier", "aurc", "excess_aurc", "auroc"):
             assert task[name]["low"] <= task[name]["value"] <= task[name]["high"]
             assert task[name]["n"] == task["n"]

@@ -31,6 +31,12 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
     return max(found, key=lambda each: (attention_of(each[0]) is not None, len(each)))
 
 
+def stack(model: PreTrainedModel) -> nn.Module:
+    """The module that holds the blocks and runs them, between the embedding and the final norm."""
+    inner = blocks(model)
+    return next(module for module in model.modules() if any(child is inner for child in module.children()))
+
+
 def _outermost_lists(module: nn.Module) -> list[nn.ModuleList]:
     if isinstance(module, nn.ModuleList):
         return [module]

@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
-from stages.anatomy.blocks import attention_of, blocks, mlp_output_of
+from stages.anatomy.blocks import attention_of, blocks, mlp_output_of, stack
 from stages.anatomy.names import layer_of
 from stages.errors import BadInput, nearest
 
@@ -16,14 +16,12 @@ def sites_of(model: PreTrainedModel) -> dict[str, nn.Module]:
     `layers.I` is the residual stream that leaves block I, `layers.I.self_attn` and `layers.I.mlp` are the outputs of
     its attention and its MLP, before any norm that follows them (Gemma 2). OPT's MLP is the output of its `fc2`.
     """
-    inner = blocks(model)
     found: dict[str, nn.Module | None] = {"embed": model.get_input_embeddings()}
-    for index, block in enumerate(inner):
+    for index, block in enumerate(blocks(model)):
         found[f"layers.{index}.self_attn"] = attention_of(block)
         found[f"layers.{index}.mlp"] = mlp_output_of(block)
         found[f"layers.{index}"] = block
-    parent = next(module for module in model.modules() if any(child is inner for child in module.children()))
-    siblings = dict(parent.named_children())
+    siblings = dict(stack(model).named_children())
     found["norm"] = next((siblings[name] for name in _FINAL_NORM if name in siblings), None)
     found["lm_head"] = model.get_output_embeddings()
     return {name: module for name, module in found.items() if module is not None}

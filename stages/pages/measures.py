@@ -57,7 +57,8 @@ def lay(target: Model, bootstrap: Bootstrap) -> Ground:
 
     asked = target.capability
     seen = asked.seen.astype("boolean")
-    kinds = sorted(set(zip(asked.group, asked.digits.astype(int), strict=True)))
+    told = asked.loc[asked.digits.notna()]
+    kinds = sorted(set(zip(told.group, told.digits.astype(int), strict=True)))
     cells = {(group, digits): part(asked, (asked.group == group) & (asked.digits == digits)) for group, digits in kinds}
     return Ground(
         target, part(asked), part(asked, seen), part(asked, ~seen), cells, part(target.retention), part(target.text)

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import altair as alt
 
-Chart = alt.Chart | alt.LayerChart | alt.FacetChart
+Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart
 
 ROLES = ("target", "donor", "variant", "control")
 INKS = ("#8a919c", "#9067b5", "#16897b", "#cf7a26")

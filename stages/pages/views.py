@@ -74,10 +74,13 @@ def plan(found: Mapping[str, Any]) -> View:
 
 
 def recipes(roles: Roles, evidence: Evidence) -> list[View]:
-    """How each donor was trained, and what params.yaml says of each variant."""
-    rows = [{"name": name, "donor": None, "recipe": evidence.trained[name].get("recipe")} for name in evidence.trained]
+    """How each donor was trained, unless its weights were drawn anew, and what params.yaml says of each variant."""
+    rows = []
+    for name, adoption in roles.donors.items():
+        learned = {} if adoption.get("null_seed") is not None else evidence.trained.get(name, {}).get("recipe") or {}
+        rows.append({"name": name, "donor": None, "recipe": {**adoption, **learned}})
     rows += [{"name": name, "donor": role.donor, "recipe": role.recipe} for name, role in roles.variants.items()]
-    return [row | {"recipe": text(row["recipe"] or "")} for row in rows]
+    return [row | {"recipe": text(row["recipe"])} for row in rows]
 
 
 def sources(roles: Roles, evidence: Evidence) -> list[View]:

@@ -17,7 +17,13 @@ def test_logits_of_final_states_are_the_model_s(family):
     model, ids = tiny(family), token_ids(1, 9)
     states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     torch.testing.assert_close(logits_of(model, states), model(input_ids=ids, use_cache=False).logits[0])
-    assert "forward" not in vars(model.base_model)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_mixtures_of_experts_have_a_head_too():
+    model, ids = tiny("mixtral"), token_ids(1, 9)
+    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    torch.testing.assert_close(logits_of(model, states), model(input_ids=ids, use_cache=False).logits[0])
 
 
 @pytest.mark.parametrize("budget", [16, 1000])
