@@ -45,7 +45,9 @@ def adopt(adoption: Adoption, trained: Path, target: Path, out: Path) -> None:
                 torch.manual_seed(adoption.null_seed)
                 config = AutoConfig.from_pretrained(trained)
                 AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(directory)
-        write_json(directory / "source.json", {"source": f"trained:{adoption.trained}", "null_seed": adoption.null_seed})
+        write_json(
+            directory / "source.json", {"source": f"trained:{adoption.trained}", "null_seed": adoption.null_seed}
+        )
 
 
 def main(donor: str, trained: Path, target: Path, out: Path, params: Path = Path("params.yaml")) -> None:

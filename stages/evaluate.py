@@ -55,7 +55,9 @@ class Judged(LM):
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         first = self.tokenizer.bos_token_id
         first = self.tokenizer.eos_token_id if first is None else first
-        texts = [[first, *ids] for ids in self.tokenizer([r.args[0] for r in requests], add_special_tokens=False).input_ids]
+        texts = [
+            [first, *ids] for ids in self.tokenizer([r.args[0] for r in requests], add_special_tokens=False).input_ids
+        ]
         told = read(self.model, texts, self.reference, self.budget)
         for request, each in zip(requests, told, strict=True):
             self.extra[str(request.task_name), int(request.doc_id or 0)] = {

@@ -112,7 +112,9 @@ def _pinned(found: Path, source: Source) -> str | None:
         return None
     digest = sha256(found)
     if source.sha256 and digest != source.sha256:
-        raise BadInput(f"{source.source} has sha256 {digest}, expected {source.sha256}; the file changed or is damaged.")
+        raise BadInput(
+            f"{source.source} has sha256 {digest}, expected {source.sha256}; the file changed or is damaged."
+        )
     return digest
 
 
@@ -123,7 +125,11 @@ def _convert_gguf(file: Path, directory: Path) -> None:
         raise BadInput(f"Expected a directory or a .gguf file, got {file.name}; only these are read.")
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     read_model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
-    plain = {k: v for k, v in read_model.config.to_dict().items() if k not in ("quantization_config", "_name_or_path", "_model_name_or_path")}
+    plain = {
+        k: v
+        for k, v in read_model.config.to_dict().items()
+        if k not in ("quantization_config", "_name_or_path", "_model_name_or_path")
+    }
     config = type(read_model.config)(**plain)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict({name: tensor.to(torch.bfloat16) for name, tensor in read_model.state_dict().items()})

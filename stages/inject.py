@@ -48,7 +48,9 @@ def inject(recipe: BladeRecipe, made: Parts, gate: Path, out: Path) -> None:
 def _plain(config) -> dict:
     """A configuration as a dict without traces of where it lay."""
     values = config.to_dict()
-    return {k: v for k, v in values.items() if k not in ("_name_or_path", "transformers_version", "dtype", "architectures")}
+    return {
+        k: v for k, v in values.items() if k not in ("_name_or_path", "transformers_version", "dtype", "architectures")
+    }
 
 
 def main(variant: str, target: Path, donor: Path, gate: Path, out: Path, params: Path = Path("params.yaml")) -> None:

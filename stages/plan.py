@@ -61,7 +61,9 @@ def plan(settings: Plan, donor: str, bridges: list[dict[str, Any]], trace: pd.Da
     recommended |= {"gate": "token", "mix": "delta" if same else "add"}
     if trace is None:
         recommended |= {"layer": best["target_layer"], "donor_layer": best["donor_layer"]}
-        path.append(fork(f"{donor}: which layer?", "not traced: its states do not fit the target", "—", "the aligned pair"))
+        path.append(
+            fork(f"{donor}: which layer?", "not traced: its states do not fit the target", "—", "the aligned pair")
+        )
     else:
         found = layer_for(trace, settings.share_of_gain)
         recommended |= {"layer": found["layer"], "donor_layer": found["layer"]}

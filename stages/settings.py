@@ -34,7 +34,9 @@ def read(params: Path, section: str, model: type[S]) -> S:
     for key in section.split("."):
         if not isinstance(node, dict) or key not in node:
             valid = node if isinstance(node, dict) else ()
-            raise BadInput(f"{params} has no section {section!r}: {walked or 'it'} lacks {key!r}; {nearest(key, valid)}")
+            raise BadInput(
+                f"{params} has no section {section!r}: {walked or 'it'} lacks {key!r}; {nearest(key, valid)}"
+            )
         node, walked = node[key], f"{walked}.{key}".lstrip(".")
     return parse(node, section, model)
 

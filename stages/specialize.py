@@ -9,7 +9,13 @@ import pydantic
 import tokenizers
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from stages.anatomy.likelihood import encode, pad, score
 from stages.anatomy.loading import load, load_tokenizer
@@ -135,9 +141,13 @@ def examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: i
     }
 
 
-def card(name: str, recipe: Adapter | Scratch, parameters: int, losses: list[float], scores: dict[str, float | int]) -> str:
+def card(
+    name: str, recipe: Adapter | Scratch, parameters: int, losses: list[float], scores: dict[str, float | int]
+) -> str:
     """The model card, in Markdown."""
-    kind = "A LoRA adapter for the target" if isinstance(recipe, Adapter) else "A Llama trained from scratch on characters"
+    kind = (
+        "A LoRA adapter for the target" if isinstance(recipe, Adapter) else "A Llama trained from scratch on characters"
+    )
     rows = "\n".join(f"| {key} | {value} |" for key, value in recipe.model_dump().items())
     marks = "\n".join(f"| {key.replace('_', ' ')} | {value:.4g} |" for key, value in scores.items())
     return (

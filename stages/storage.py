@@ -64,7 +64,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise BadInput(f"{path}, line {number}: expected a JSON object, got {line[:40]!r} ({error.msg}).") from error
+            raise BadInput(
+                f"{path}, line {number}: expected a JSON object, got {line[:40]!r} ({error.msg})."
+            ) from error
     if not rows:
         raise BadInput(f"{path} is empty; expected at least one JSON object a line.")
     return rows

@@ -29,7 +29,7 @@ class Trace(Settings):
     """Capability items, from the top of the file."""
     texts: int = pydantic.Field(default=8, ge=2)
     """Retention texts, from the top of the file."""
-    text_tokens: int = pydantic.Field(default=20, gt=0)
+    text_tokens: int = pydantic.Field(default=16, gt=0)
     """Positions read from the beginning of each text."""
     batch_tokens: int = pydantic.Field(default=128, gt=0)
     """Tokens a forward pass, pads included."""

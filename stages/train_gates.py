@@ -52,7 +52,9 @@ def keep(parts: Parts, sequences: list[tuple[tuple[int, ...], int]], logits: boo
                 tokens, start = sequences[i]
                 n = len(tokens)
                 final = output.logits[row, :n].log_softmax(-1) if logits else None
-                kept[i] = Kept(tokens, start, left[0][row, :n].clone(), d[row, :n].clone(), known[row, :n].clone(), final)
+                kept[i] = Kept(
+                    tokens, start, left[0][row, :n].clone(), d[row, :n].clone(), known[row, :n].clone(), final
+                )
     finally:
         handle.remove()
     return [kept[i] for i in range(len(sequences))]
@@ -68,7 +70,9 @@ def states(parts: Parts, kept: list[Kept]) -> torch.Tensor:
     ids = stacked([torch.tensor(k.ids, device=k.h.device) for k in kept])
     h, d, known = (stacked([getattr(k, name) for k in kept]) for name in ("h", "d", "known"))
     column = torch.arange(1, ids.shape[1], device=ids.device)
-    start, end = (torch.tensor(v, device=ids.device)[:, None] for v in ([k.start for k in kept], [len(k.ids) for k in kept]))
+    start, end = (
+        torch.tensor(v, device=ids.device)[:, None] for v in ([k.start for k in kept], [len(k.ids) for k in kept])
+    )
     with resumed(parts.target, parts.layer, parts.injection(h, d, known)):
         final = parts.target.base_model(input_ids=ids, use_cache=False).last_hidden_state
     return final[:, :-1][(column >= start) & (column < end)]
@@ -118,7 +122,9 @@ def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, 
         told = [(tuple(made.tokenizer(row["text"]).input_ids), 1) for row in read_jsonl(text)]
         curve = train(made, recipe.training, keep(made, asked, logits=False), keep(made, told, logits=True))
     with new_directory(out) as directory:
-        rounded = {name: value.to(torch.bfloat16).contiguous().cpu() for name, value in made.injection.state_dict().items()}
+        rounded = {
+            name: value.to(torch.bfloat16).contiguous().cpu() for name, value in made.injection.state_dict().items()
+        }
         save_file(rounded, directory / "gate.safetensors")
         write_json(directory / "training.json", {"curve": curve, "recipe": recipe.model_dump()})
 

@@ -22,7 +22,9 @@ def main(variant: str, target: Path, donor: Path, trace: Path, out: Path, params
     with new_directory(out) as directory:
         receiving.to(torch.bfloat16).save_pretrained(directory)
         load_tokenizer(target).save_pretrained(directory)
-        write_json(directory / "transplant.json", {"blocks": layers, "strength": recipe.strength, "donor": recipe.donor})
+        write_json(
+            directory / "transplant.json", {"blocks": layers, "strength": recipe.strength, "donor": recipe.donor}
+        )
     print(f"blocks {', '.join(map(str, layers))} at strength {recipe.strength}")
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-
 from transformers.utils import logging as transformers_logging
 
 from stages.errors import BadInput
@@ -37,7 +36,9 @@ def load(directory: Path, dtype: torch.dtype = torch.float32, device: str | None
             directory, dtype=dtype, use_safetensors=True, trust_remote_code=_is_graft(directory)
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise BadInput(f"{directory} does not load as a causal language model: {' '.join(str(error).split())}") from error
+        raise BadInput(
+            f"{directory} does not load as a causal language model: {' '.join(str(error).split())}"
+        ) from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.requires_grad_(False).eval().to(device)
 
@@ -63,6 +64,8 @@ def _is_graft(directory: Path) -> bool:
     """Whether Graftline wrote this directory's code, judged by the code itself and not by what config.json says."""
     shipped = sorted(Path(__file__).parent.parent.glob("graft/*.py"))
     written = {path.name for path in directory.glob("*.py")}
-    return bool(written) and all(
-        (directory / path.name).read_bytes() == path.read_bytes() for path in shipped if path.name in written
-    ) and written <= {path.name for path in shipped}
+    return (
+        bool(written)
+        and all((directory / path.name).read_bytes() == path.read_bytes() for path in shipped if path.name in written)
+        and written <= {path.name for path in shipped}
+    )

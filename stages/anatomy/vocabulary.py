@@ -22,7 +22,9 @@ def texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return ["" if i in special else text[len(prefix) :] for i, text in enumerate(decoded)]
 
 
-def spelling(target: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def spelling(
+    target: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The donor's ids for each of the target's `size` tokens: ids [n] and starts [size + 1], both int32.
 
     Exact for donors whose tokens are characters or bytes; for others the text is the same, cut where the target cuts.

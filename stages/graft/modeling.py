@@ -76,7 +76,9 @@ class GraftCache(DynamicCache):
 
     def crop(self, tokens_to_remove):
         if self.heard.mask is not None and tokens_to_remove:
-            raise NotImplementedError("A donor with another tokenizer cannot forget tokens; generate without assistance.")
+            raise NotImplementedError(
+                "A donor with another tokenizer cannot forget tokens; generate without assistance."
+            )
         super().crop(tokens_to_remove)
         self.heard.cache.crop(tokens_to_remove)
 
@@ -137,7 +139,9 @@ class GraftForCausalLM(PreTrainedModel, GenerationMixin):
         if mask is None:
             mask = input_ids.new_ones(len(input_ids), seen + input_ids.shape[1])
         if mask.dim() != 2:
-            raise ValueError(f"Expected an attention mask [batch, tokens], got {mask.dim()} dimensions; pass the padding mask.")
+            raise ValueError(
+                f"Expected an attention mask [batch, tokens], got {mask.dim()} dimensions; pass the padding mask."
+            )
         states, known = self.blade.states(input_ids, mask, None if cache is None else cache.heard)
         fired = []
 
@@ -165,7 +169,9 @@ class GraftForCausalLM(PreTrainedModel, GenerationMixin):
         finally:
             handle.remove()
         if len(fired) != 1:
-            raise RuntimeError(f"Block {self.config.layer} of the target ran {len(fired)} times in one pass, expected once.")
+            raise RuntimeError(
+                f"Block {self.config.layer} of the target ran {len(fired)} times in one pass, expected once."
+            )
         return output
 
     def _cache(self, given: Cache | None) -> GraftCache:

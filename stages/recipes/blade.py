@@ -58,7 +58,9 @@ class BladeRecipe(Settings):
         if learned and self.training is None:
             raise ValueError(f"a {self.gate} gate over a {self.bridge} bridge has to learn; add a training section")
         if not learned and self.training is not None:
-            raise ValueError(f"an {self.gate} gate over an identity bridge has nothing to learn; drop the training section")
+            raise ValueError(
+                f"an {self.gate} gate over an identity bridge has nothing to learn; drop the training section"
+            )
         return self
 
 
