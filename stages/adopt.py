@@ -1,4 +1,4 @@
-"""A donor trained here as a model directory like any fetched one: adapter merged, or copied, or its weights drawn anew."""
+"""A donor trained here as a model directory like any fetched one: merged, copied, or with its weights drawn anew."""
 
 import shutil
 from pathlib import Path

@@ -23,7 +23,7 @@ class Align(Settings):
 
     target_layers: list[int | float | str] = ["n-4"]
     """The target's layers that each block of a donor with another number of blocks is bridged to."""
-    strength: float = pydantic.Field(default=0.01, ge=0)
+    strength: float = pydantic.Field(default=0.05, ge=0)
     """Ridge penalty, as a multiple of the mean variance of a donor channel."""
     held_out: float = pydantic.Field(default=0.25, gt=0, lt=1)
     """Share of the prompts and of the texts that bridges are judged on."""
@@ -58,7 +58,8 @@ def align(
 
     A bridge maps donor rows x to x W + b, with W [donor width, target width]. KIND is `orthogonal` (equal widths only;
     its b is zero) or `ridge`. `cosine`, `mse` and `r2` are of the bridged rows, those with `_before` of the donor's
-    rows as they are, null where the widths differ. Each prompt's first token and all massive states are left out, of fitting and judging.
+    rows as they are, null where the widths differ. Each prompt's first token and all massive states are left out,
+    both of fitting and of judging.
     Raises BadInput when the files are of different texts, lack blocks, or leave fewer than two rows to fit or judge.
     """
     pairing = paired(target, donor)

@@ -39,7 +39,8 @@ def analyze(target: Activations, donor: Activations) -> pa.Table:
     over tokens, `consistency` the mean cosine of a prompt's mean change with that of the other prompts, `norm_ratio`
     the donor's mean norm over the target's, `cka` the debiased linear CKA. Any other donor has a row for each pair of
     a donor's and a target's block with the CKA alone, since its channels mean other things. Each prompt's first
-    token and all massive states are left out; `rows` counts the tokens that stay. Raises BadInput when the files are of different texts.
+    token and all massive states are left out; `rows` counts the tokens that stay. Raises BadInput when the files are
+    of different texts.
     """
     pairing = paired(target, donor)
     widths = [{site: each.width(site) for site in each.sites} for each in (target, donor)]

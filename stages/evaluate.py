@@ -1,4 +1,4 @@
-"""Every test item as one model answers it, by lm-eval's tasks: a row an item, so that models can be compared in pairs."""
+"""Every test item as one model answers it, by lm-eval's tasks: a row an item, so that models are compared in pairs."""
 
 import logging
 from pathlib import Path

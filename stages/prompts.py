@@ -53,8 +53,8 @@ def prompts(settings: Prompts, questions: Path, text: Path, out: Path) -> None:
     random.Random(f"retention {settings.seed}").shuffle(told)
     if len(asked) <= settings.kept_questions or len(told) <= settings.kept_texts:
         raise BadInput(
-            f"Expected more than {settings.kept_questions} questions and {settings.kept_texts} texts, got {len(asked)} and "
-            f"{len(told)}, which leaves none to judge by; lower kept_questions or kept_texts."
+            f"Expected more than {settings.kept_questions} questions and {settings.kept_texts} texts, "
+            f"got {len(asked)} and {len(told)}, which leaves none to judge by; lower kept_questions or kept_texts."
         )
     shown = [
         {"id": q["id"], "topic": q["topic"], "text": f"Question: {q['question']}\nAnswer: {q['choices'][q['answer']]}"}

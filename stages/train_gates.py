@@ -81,8 +81,8 @@ def states(parts: Parts, kept: list[Kept]) -> torch.Tensor:
 def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) -> list[dict[str, Any]]:
     """Trains the injection in place by Adam; gives the loss curve.
 
-    Loss: cross-entropy of the answers' tokens + divergence · KL(target ‖ graft) at `positions` tokens of the texts, nats
-    a token. Answers and texts pass apart, since texts are several times as long and would pad the answers.
+    Loss: cross-entropy of the answers' tokens + divergence · KL(target ‖ graft) at `positions` tokens of the texts, in
+    nats a token. Answers and texts pass apart, since texts are several times as long and would pad the answers.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.Adam(parts.injection.parameters(), lr=recipe.learning_rate)

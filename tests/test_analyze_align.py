@@ -79,6 +79,23 @@ def test_other_widths_and_tokenizers_give_cka_of_every_pair_of_blocks_and_nothin
         assert [row[f"text_{f}"] for f in ("change", "consistency", "norm_ratio")] == [None] * 3
 
 
+def test_a_massive_state_behind_the_first_token_decides_nothing(files, tmp_path):
+    eye = torch.eye(32)
+    plain, spoilt = (rotated(files["other"], tmp_path / f"{name}.h5", eye) for name in ("plain", "spoilt"))
+    row = int(spoilt.starts[3]) + 1
+    for donor in (plain, spoilt):
+        read, kept = donor.site, donor is plain
+        donor.site = lambda name, read=read, kept=kept: read(name).index_fill(
+            0, torch.tensor([row]), 0 if kept else 1e4
+        )
+    target = rotated(files["target"], tmp_path / "target.h5", eye)
+    before, after = (analyze(target, donor).to_pylist() for donor in (plain, spoilt))
+    for one, other in zip(before, after, strict=True):
+        assert other["capability_rows"] == one["capability_rows"] - 1
+        assert other["capability_cka"] == pytest.approx(one["capability_cka"], abs=0.03)
+        assert other["capability_change"] == pytest.approx(one["capability_change"], rel=0.03)
+
+
 def test_captures_of_different_texts_are_refused(files):
     with pytest.raises(BadInput, match="captures of the same texts, got 24 texts"):
         analyze(files["target"], files["less"])

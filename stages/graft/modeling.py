@@ -179,8 +179,8 @@ class GraftForCausalLM(PreTrainedModel, GenerationMixin):
             return given
         if given is not None and (given.get_seq_length() or type(given) is not DynamicCache):
             raise ValueError(
-                f"Expected the cache that this graft returned, or an empty DynamicCache, got {type(given).__name__} with "
-                f"{given.get_seq_length()} tokens; start without one."
+                f"Expected the cache that this graft returned, or an empty DynamicCache, got {type(given).__name__} "
+                f"with {given.get_seq_length()} tokens; start without one."
             )
         return GraftCache(self.config.target_config())
 

@@ -99,8 +99,8 @@ def parts(recipe: BladeRecipe, target: Path, donor: Path) -> Parts:
     widths = giving.config.hidden_size, receiving.config.hidden_size
     if recipe.bridge != "linear" and widths[0] != widths[1]:
         raise BadInput(
-            f"Donor {recipe.donor!r} has width {widths[0]} and the target {widths[1]}; expected equal widths or a bridge: "
-            "set bridge: linear."
+            f"Donor {recipe.donor!r} has width {widths[0]} and the target {widths[1]}; expected equal widths "
+            "or a bridge: set bridge: linear."
         )
     tokenizer, donor_tokenizer = load_tokenizer(target), load_tokenizer(donor)
     table = None
