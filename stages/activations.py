@@ -52,7 +52,7 @@ def create(path: Path, texts: Sequence[Text], widths: dict[str, int]) -> dict[st
         for site, width in widths.items():
             _allocate(sites, site, (int(starts[-1]), width))
         file.flush()
-        places = {site: (sites[site].id.get_offset(), sites[site].shape) for site in widths}
+        places = _places(file)
     return {
         site: np.memmap(path, np.uint16, "r+", offset=offset, shape=shape) for site, (offset, shape) in places.items()
     }
@@ -71,6 +71,22 @@ def _allocate(group: h5py.Group, name: str, shape: tuple[int, int]) -> None:
     h5py.Dataset(made).attrs["dtype"] = "bfloat16"
 
 
+def _places(file: h5py.File) -> dict[str, tuple[int, tuple[int, int]]]:
+    """Where each site's states begin in the file, in bytes, and their shape; sites in the order of writing."""
+    sites = file["sites"]
+    if not isinstance(sites, h5py.Group):
+        raise KeyError("sites")
+    return {site: (each.id.get_offset(), each.shape) for site, each in sites.items() if isinstance(each, h5py.Dataset)}
+
+
+def _read(file: h5py.File, name: str) -> np.ndarray:
+    """A whole dataset; KeyError where the file has none of this name."""
+    found = file[name]
+    if not isinstance(found, h5py.Dataset):
+        raise KeyError(name)
+    return found[:]
+
+
 class Activations:
     """An activation file, opened: its index is read at once, each site when it is asked for."""
 
@@ -84,16 +100,16 @@ class Activations:
                     raise BadInput(
                         f"{path} is HDF5 but not an activation file of this version; delete it and capture again."
                     )
-                self.tokens = torch.from_numpy(file["tokens"][:])
+                self.tokens = torch.from_numpy(_read(file, "tokens"))
                 """[tokens]"""
-                self.offsets = torch.from_numpy(file["offsets"][:])
+                self.offsets = torch.from_numpy(_read(file, "offsets"))
                 """[tokens, 2], half-open ranges of characters in the token's text"""
-                self.starts = torch.from_numpy(file["starts"][:].astype(np.int64))
+                self.starts = torch.from_numpy(_read(file, "starts").astype(np.int64))
                 """[prompts + 1], the row at which each prompt begins, and the number of rows"""
-                self.ids = [value.decode() for value in file["ids"][:]]
-                self.kinds = [value.decode() for value in file["kinds"][:]]
-                self.digests = [value.decode() for value in file["digests"][:]]
-                self._places = {site: (d.id.get_offset(), d.shape) for site, d in file["sites"].items()}
+                self.ids = [value.decode() for value in _read(file, "ids")]
+                self.kinds = [value.decode() for value in _read(file, "kinds")]
+                self.digests = [value.decode() for value in _read(file, "digests")]
+                self._places = _places(file)
         except (OSError, KeyError) as error:
             raise BadInput(
                 f"{path} is not a whole activation file ({' '.join(str(error).split())}); delete it and capture again."

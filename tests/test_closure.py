@@ -11,9 +11,13 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(path for path in (ROOT / "stages").rglob("*.py"))
-STAGES = {
-    name: stage.get("do", stage) for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
+WRITTEN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = {name: stage.get("do", stage) for name, stage in WRITTEN.items()}
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+KEYS = {
+    name: list(PARAMS.get(stage.get("foreach", "")[2:-1], {})) or ["${key}"] for name, stage in WRITTEN.items()
 }
+"""The instances of a stage that there is one of for each key of a section."""
 
 
 def relative(path: Path) -> str:
@@ -56,13 +60,17 @@ def test_the_deps_of_a_stage_are_its_import_closure(graph, stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_path_on_the_command_line_is_a_dep_or_an_output(stage):
-    """So a stage reads nothing that DVC does not watch; a path inside a watched directory counts."""
+    """So no stage reads what DVC does not watch; a path inside a watched directory counts."""
     entry = STAGES[stage]
-    watched = set(entry["deps"]) | {next(iter(out)) if isinstance(out, dict) else out for out in entry["outs"]}
-    paths = [word for word in entry["cmd"].split() if word.startswith("data/")]
-    unwatched = [p for p in paths if not any(p == w or p.startswith(f"{w}/") for w in watched)]
-    # evaluate reads nothing below data/prompts that is not in it; a model that is the target is one path
-    assert not unwatched, f"dvc.yaml, {stage}: neither dep nor output: {', '.join(unwatched)}"
+    outs = [next(iter(out)) if isinstance(out, dict) else out for out in entry["outs"]]
+    for key in KEYS[stage]:
+        paths, watched = (
+            [word.replace("${key}", key) for word in words] for words in (entry["cmd"].split(), entry["deps"] + outs)
+        )
+        unwatched = [
+            path for path in paths if path.startswith("data/") and not any(f"{path}/".startswith(f"{w}/") for w in watched)
+        ]
+        assert not unwatched, f"dvc.yaml, {stage}@{key}: neither dep nor output: {', '.join(unwatched)}"
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.name == "__init__.py"], ids=named)
