@@ -11,7 +11,6 @@ from stages.activations import Activations
 from stages.anatomy.names import layer_index
 from stages.command import run
 from stages.errors import BadInput
-from stages.maths.massive import massive
 from stages.maths.procrustes import agreement, orthogonal, ridge
 from stages.pairs import block_sites, paired
 from stages.settings import Settings, read
@@ -58,29 +57,25 @@ def align(
 
     A bridge maps donor rows x to x W + b, with W [donor width, target width]. KIND is `orthogonal` (equal widths only;
     its b is zero) or `ridge`. `cosine`, `mse` and `r2` are of the bridged rows, those with `_before` of the donor's
-    rows as they are, null where the widths differ. Each prompt's first token and all massive states are left out,
+    rows as they are, null where the widths differ. Each prompt's first token and attention sinks are left out,
     both of fitting and of judging.
     Raises BadInput when the files are of different texts, lack blocks, or leave fewer than two rows to fit or judge.
     """
     pairing = paired(target, donor)
-    judging = held_out(target.kinds, settings.held_out, settings.seed)[pairing.prompt]
+    judged = held_out(target.kinds, settings.held_out, settings.seed)[pairing.prompt]
+    counts = {"rows_fit": int((~judged).sum()), "rows_held_out": int(judged.sum())}
+    if min(counts.values()) < 2:
+        raise BadInput(f"Expected two or more rows to fit and to judge bridges, got {counts}; capture more prompts.")
     sites, donor_sites = block_sites(target), block_sites(donor)
     tensors: dict[str, torch.Tensor] = {}
     rows: list[dict[str, Any]] = []
     for layer, onto in layer_pairs(len(donor_sites), len(sites), settings.target_layers):
         x, y = donor.site(donor_sites[layer])[pairing.donor], target.site(sites[onto])[pairing.target]
-        plain = ~(massive(x) | massive(y))
-        fit, judged = plain & ~judging, plain & judging
-        counts = {"rows_fit": int(fit.sum()), "rows_held_out": int(judged.sum())}
-        if min(counts.values()) < 2:
-            raise BadInput(
-                f"Expected two or more rows to fit and to judge bridges, got {counts}; capture more prompts."
-            )
         equal = x.shape[1] == y.shape[1]
         before = agreement(x[judged], y[judged]) if equal else None
-        bridges = {"ridge": ridge(x[fit], y[fit], settings.strength)}
+        bridges = {"ridge": ridge(x[~judged], y[~judged], settings.strength)}
         if equal:
-            bridges["orthogonal"] = orthogonal(x[fit], y[fit])
+            bridges["orthogonal"] = orthogonal(x[~judged], y[~judged])
         for kind, bridge in sorted(bridges.items()):
             after = agreement(bridge(x[judged]), y[judged])
             tensors[f"{layer}-{onto}.{kind}.weight"] = bridge.weight.contiguous()

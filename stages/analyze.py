@@ -12,7 +12,6 @@ from stages.anatomy.names import kind_of, layer_of
 from stages.command import run
 from stages.maths.change import consistency, norm_ratio, relative_change
 from stages.maths.cka import debiased_cka
-from stages.maths.massive import massive
 from stages.pairs import block_sites, paired
 from stages.storage import new_file
 
@@ -39,7 +38,7 @@ def analyze(target: Activations, donor: Activations) -> pa.Table:
     over tokens, `consistency` the mean cosine of a prompt's mean change with that of the other prompts, `norm_ratio`
     the donor's mean norm over the target's, `cka` the debiased linear CKA. Any other donor has a row for each pair of
     a donor's and a target's block with the CKA alone, since its channels mean other things. Each prompt's first
-    token and all massive states are left out; `rows` counts the tokens that stay. Raises BadInput when the files are
+    token and attention sinks are left out; `rows` counts the tokens that stay. Raises BadInput when the files are
     of different texts.
     """
     pairing = paired(target, donor)
@@ -53,10 +52,8 @@ def analyze(target: Activations, donor: Activations) -> pa.Table:
             others = donor.site(donor_site)[pairing.donor]
             row: dict[str, object] = {"site": site, "donor_site": donor_site, "kind": kind_of(site)}
             row |= {"layer": layer_of(site), "donor_layer": layer_of(donor_site)}
-            plain = ~(massive(states) | massive(others))
             for kind, of_kind in chosen.items():
-                kept = of_kind & plain
-                figures = _figures(states[kept], others[kept], pairing.prompt[kept], alike)
+                figures = _figures(states[of_kind], others[of_kind], pairing.prompt[of_kind], alike)
                 row |= {f"{kind}_{name}": value if math.isfinite(value) else None for name, value in figures.items()}
             rows.append(row)
     return pa.Table.from_pylist(rows, schema=SCHEMA)

@@ -7,12 +7,13 @@ import torch
 from stages.activations import Activations
 from stages.anatomy.names import kind_of
 from stages.errors import BadInput
+from stages.maths.massive import massive
 from stages.maths.offsets import donor_rows
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which rows of a donor's file stand beside which rows of a target's; first tokens are left out."""
+    """Which rows of a donor's file stand beside which rows of a target's, without attention sinks."""
 
     target: torch.Tensor
     """[rows], indices into the target's states"""
@@ -25,10 +26,11 @@ class Pairing:
 
 
 def paired(target: Activations, donor: Activations) -> Pairing:
-    """Every target row but each prompt's first, beside the donor's row that holds its last character.
+    """Every target row beside the donor's row that holds its last character.
 
-    Target rows that no donor row stands for, or only a donor's first, are left out. Raises BadInput when the files
-    are of different texts.
+    Left out are each prompt's first token in either file, tokens whose state is massive in any block of either, and
+    target rows that no donor row stands for. Raises BadInput when the files
+    are of different texts or hold no block.
     """
     if (target.ids, target.digests) != (donor.ids, donor.digests):
         raise BadInput(
@@ -40,9 +42,17 @@ def paired(target: Activations, donor: Activations) -> Pairing:
         rows = torch.arange(len(target.tokens))
     else:
         rows = donor_rows(target.offsets, target.starts, donor.offsets, donor.starts)
-    kept = ~target.first & (rows >= 0) & ~donor.first[rows]
+    kept = ~_sinks(target) & (rows >= 0) & ~_sinks(donor)[rows]
     index = kept.nonzero()[:, 0]
     return Pairing(index, rows[index], target.prompt[index], same)
+
+
+def _sinks(activations: Activations) -> torch.Tensor:
+    """[tokens], first tokens and those massive in some block, since a sink stays one where it is not as massive."""
+    sinks = activations.first
+    for site in block_sites(activations):
+        sinks = sinks | massive(activations.site(site))
+    return sinks
 
 
 def block_sites(activations: Activations) -> list[str]:

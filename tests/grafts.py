@@ -96,5 +96,7 @@ def padded(rows: list[list[int]], side: str = "left") -> tuple[torch.Tensor, tor
     width = max(map(len, rows))
     blank = [[0] * (width - len(row)) for row in rows]
     ids = [[*b, *row] if side == "left" else [*row, *b] for b, row in zip(blank, rows, strict=True)]
-    mask = [[*b, *[1] * len(row)] if side == "left" else [*[1] * len(row), *b] for b, row in zip(blank, rows, strict=True)]
+    mask = [
+        [*b, *[1] * len(row)] if side == "left" else [*[1] * len(row), *b] for b, row in zip(blank, rows, strict=True)
+    ]
     return torch.tensor(ids), torch.tensor(mask)

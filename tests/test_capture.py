@@ -44,16 +44,16 @@ def test_states_are_those_of_each_text_alone_rounded_to_bfloat16(inputs, tmp_pat
     file, model = captured(inputs, tmp_path / "a.h5", family), tiny(family)
     assert file.sites == [*(f"layers.{i}{part}" for i in range(4) for part in (".self_attn", ".mlp", "")), "norm"]
     assert [file.ids, file.kinds] == [["c0", "c1", "c2", "c3", "c4", "t0", "t1"], ["capability"] * 5 + ["text"] * 2]
-    for prompt, (begin, end) in enumerate(zip(file.starts[:-1], file.starts[1:], strict=True)):
+    for begin, end in zip(file.starts[:-1], file.starts[1:], strict=True):
         with reading(model, file.sites) as states:
             model.base_model(input_ids=file.tokens[None, begin:end].long(), use_cache=False)
         for site in file.sites:
             near = states[site][0].to(torch.bfloat16).float()
-            torch.testing.assert_close(file.site(site)[begin:end], near, rtol=2**-7, atol=1e-3), prompt
+            torch.testing.assert_close(file.site(site)[begin:end], near, rtol=2**-7, atol=1e-3)
 
 
 def test_bfloat16_is_kept_exactly(inputs, tmp_path):
-    model, file = tiny("llama").to(torch.bfloat16), tmp_path / "a.h5"
+    model, file = tiny("llama").bfloat16(), tmp_path / "a.h5"
     texts = texts_of(tokenizer(), SETTINGS, *inputs)
     capture(model, texts, ["layers.1"], file, batch_tokens=1)
     with reading(model, ["layers.1"]) as states:
@@ -87,6 +87,7 @@ def test_plain_h5py_reads_the_file(inputs, tmp_path):
     states = captured(inputs, tmp_path / "a.h5").site("layers.2.mlp")
     with h5py.File(tmp_path / "a.h5") as file:
         site = file["sites/layers.2.mlp"]
+        assert isinstance(site, h5py.Dataset)
         assert site.attrs["dtype"] == "bfloat16" and site.chunks is None
         assert torch.equal(torch.from_numpy(site[:]).view(torch.bfloat16).float(), states)
 

@@ -14,9 +14,7 @@ MODULES = sorted(path for path in (ROOT / "stages").rglob("*.py"))
 WRITTEN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGES = {name: stage.get("do", stage) for name, stage in WRITTEN.items()}
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
-KEYS = {
-    name: list(PARAMS.get(stage.get("foreach", "")[2:-1], {})) or ["${key}"] for name, stage in WRITTEN.items()
-}
+KEYS = {name: list(PARAMS.get(stage.get("foreach", "")[2:-1], {})) or ["${key}"] for name, stage in WRITTEN.items()}
 """The instances of a stage that there is one of for each key of a section."""
 
 
@@ -68,7 +66,9 @@ def test_a_path_on_the_command_line_is_a_dep_or_an_output(stage):
             [word.replace("${key}", key) for word in words] for words in (entry["cmd"].split(), entry["deps"] + outs)
         )
         unwatched = [
-            path for path in paths if path.startswith("data/") and not any(f"{path}/".startswith(f"{w}/") for w in watched)
+            path
+            for path in paths
+            if path.startswith("data/") and not any(f"{path}/".startswith(f"{w}/") for w in watched)
         ]
         assert not unwatched, f"dvc.yaml, {stage}@{key}: neither dep nor output: {', '.join(unwatched)}"
 

@@ -3,7 +3,7 @@
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-FACTOR = 20.0
+FACTOR = 10.0
 
 
 def massive(states: Float[Tensor, "rows width"], factor: float = FACTOR) -> Bool[Tensor, "rows"]:

@@ -123,8 +123,7 @@ def parts(recipe: BladeRecipe, target: Path, donor: Path) -> Parts:
 def _cut(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
     """The configuration of the same model with `count` blocks."""
     values = config.to_dict()
+    values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = count
     if isinstance(values.get("layer_types"), list):
         values["layer_types"] = values["layer_types"][:count]
-    cut = type(config).from_dict(values)
-    cut.num_hidden_layers = count
-    return cut
+    return type(config).from_dict(values)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.anatomy.blocks import attention_of, blocks
+from stages.anatomy.blocks import blocks
 from stages.anatomy.hooks import reading
 from stages.anatomy.restart import resumed
 from stages.errors import BadInput
@@ -29,7 +29,7 @@ def test_earlier_blocks_do_not_run():
     model, ids = tiny("llama"), token_ids()
     ran = []
     for index, block in enumerate(blocks(model)):
-        attention_of(block).register_forward_hook(lambda *_, index=index: ran.append(index))
+        block.get_submodule("self_attn").register_forward_hook(lambda *_, index=index: ran.append(index))
     with resumed(model, 1, torch.zeros(3, 11, 32)):
         logits(model, ids)
     assert ran == [2, 3]

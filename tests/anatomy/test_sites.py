@@ -16,8 +16,8 @@ def test_every_family_has_the_same_sites_in_the_same_order(family):
 
 def test_a_site_resolves_to_the_module_of_the_architecture():
     model = tiny("gpt2")
-    assert resolve(model, "layers.2.self_attn") is model.transformer.h[2].attn
-    assert resolve(model, "norm") is model.transformer.ln_f
+    assert resolve(model, "layers.2.self_attn") is model.get_submodule("transformer.h.2.attn")
+    assert resolve(model, "norm") is model.get_submodule("transformer.ln_f")
 
 
 def test_a_misspelt_site_names_the_nearest():

@@ -109,7 +109,7 @@ def test_a_special_token_repeats_the_state_before_it_and_is_unknown_at_the_start
 
 
 def test_a_character_that_tokens_share_is_unknown_to_a_donor_of_ascii_and_breaks_nothing(spelt):
-    made, donor = spelt
+    made, _ = spelt
     ids = torch.tensor([grafts.bpe()("日 1").input_ids])
     read, known = made.blade.states(ids, torch.ones_like(ids), None)
     assert read.isfinite().all() and known is not None and known.all()

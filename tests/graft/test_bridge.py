@@ -40,7 +40,9 @@ def test_residual_starts_as_the_identity_bit_for_bit_and_can_leave_it():
 
 @pytest.mark.parametrize("kind", ["identity", "residual"])
 def test_another_width_needs_a_linear_bridge(kind):
-    with pytest.raises(ValueError, match=f"width 24 and the target 32, which '{kind}' cannot bridge; set bridge: linear"):
+    with pytest.raises(
+        ValueError, match=f"width 24 and the target 32, which '{kind}' cannot bridge; set bridge: linear"
+    ):
         Bridge(kind, 24, 32)
 
 

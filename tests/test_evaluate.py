@@ -1,0 +1,210 @@
+"""The rows that every model is judged by."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lm_eval.evaluator import evaluate as lm_evaluate
+from lm_eval.tasks import TaskManager
+
+from stages.anatomy.loading import load
+from stages.evaluate import TASKS, Evaluate, evaluate, main
+from stages.prompts import Prompts, prompts
+from stages.storage import read_json, read_jsonl, write_jsonl
+from tests import families, grafts
+
+DATA = Path(__file__).parent.parent / "data" / "tasks"
+QUESTIONS = [
+    {
+        "id": f"q{i}",
+        "topic": "town",
+        "question": f"What is {i}?",
+        "choices": ["tea", "12 and 30", "the old town"],
+        "answer": i % 3,
+    }
+    for i in range(12)
+]
+TEXTS = [{"id": f"t{i}", "topic": "town", "text": f"{text} It is {i}."} for i, text in enumerate(grafts.SENTENCES)]
+COLUMNS = {
+    "task": None, "id": None, "group": None, "digits": "Int8", "seen": "boolean", "right": "boolean",
+    "tokens": "Int32", "cluster": None, "loglikelihood": "float64", "confidence": "float64", "kl": "float64",
+    "agreement": "float64",
+}  # fmt: skip
+TEXT_COLUMNS = [name for name, dtype in COLUMNS.items() if dtype is None]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules(tmp_path_factory):
+    """Code of grafts goes to a folder of the test's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("evaluate")
+    write_jsonl(made / "questions.jsonl", QUESTIONS)
+    write_jsonl(made / "text.jsonl", TEXTS)
+    settings = Prompts(train=5, calibration=5, test=30, unseen=0.3, kept_texts=1, kept_questions=2)
+    prompts(settings, made / "questions.jsonl", made / "text.jsonl", made / "prompts")
+    grafts.target(made)
+    return made
+
+
+def judged(root: Path, model: Path, budget: int = 256, items: str = "prompts") -> pd.DataFrame:
+    return evaluate(model, root / "llama_0", root / items, DATA, Evaluate(budget=budget))
+
+
+@pytest.fixture(scope="module")
+def frame(root) -> pd.DataFrame:
+    return judged(root, root / "llama_0")
+
+
+def test_there_is_a_row_an_item_in_order_with_the_columns_of_the_contract(root, frame):
+    assert list(frame.columns) == list(COLUMNS)
+    assert {name: str(dtype) for name, dtype in frame.dtypes.items() if name not in TEXT_COLUMNS} == {
+        name: dtype for name, dtype in COLUMNS.items() if dtype is not None
+    }
+    assert all(isinstance(value, str) for name in TEXT_COLUMNS for value in frame[name])
+    assert frame[["task", "id"]].apply(tuple, axis=1).is_monotonic_increasing
+    assert frame["task"].value_counts().to_dict() == {"capability": 30, "retention": 10, "text": 3}
+    assert not frame.duplicated(["task", "id"]).any()
+    files = {"capability": "capability/test", "retention": "retention/questions", "text": "retention/text"}
+    for task, name in files.items():
+        ids = sorted(row["id"] for row in read_jsonl(root / "prompts" / f"{name}.jsonl"))
+        assert frame[frame.task == task]["id"].tolist() == ids
+
+
+def test_a_row_says_what_its_item_says(root, frame):
+    rows = frame[frame.task == "capability"].set_index("id")
+    for item in read_jsonl(root / "prompts" / "capability" / "test.jsonl"):
+        row = rows.loc[item["id"]]
+        assert (row["group"], row["digits"], row["seen"], row["cluster"]) == (
+            item["operation"], item["digits"], item["seen"], item["pair"],
+        )  # fmt: skip
+    assert frame[frame.task != "capability"]["seen"].isna().all()
+    assert (frame[frame.task == "text"]["tokens"] > 0).all() and frame[frame.task == "text"]["right"].isna().all()
+    assert frame[frame.task != "text"]["right"].notna().all()
+    assert frame[frame.task != "text"]["confidence"].between(0, 1).all()
+
+
+@pytest.fixture(scope="module")
+def peer(root) -> dict:
+    """The same tasks through lm-eval's own model class."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from lm_eval.models.huggingface import HFLM
+
+        own = HFLM(pretrained=load(root / "llama_0"), tokenizer=grafts.bpe(), batch_size=4)
+        manager = TaskManager(
+            include_path=str(DATA), include_defaults=False, metadata={"prompts": str(root / "prompts")}
+        )
+        done = lm_evaluate(own, manager.load(list(TASKS)), bootstrap_iters=0, log_samples=True)
+    return {(task, s["doc"]["id"]): s for task, samples in done["samples"].items() for s in samples}
+
+
+def test_every_item_scores_as_under_lm_evals_own_model(frame, peer):
+    assert len(peer) == len(frame)
+    for row in frame.itertuples():
+        sample = peer[row.task, row.id]
+        answers = sample["filtered_resps"]
+        if row.task == "capability":
+            assert row.loglikelihood == pytest.approx(float(answers[0][0]), abs=1e-4)
+            assert row.right == bool(answers[0][1]) == bool(sample["acc"])
+        elif row.task == "retention":
+            each = [float(a[0]) for a in answers]
+            assert row.loglikelihood == pytest.approx(each[sample["doc"]["answer"]], abs=1e-4)
+            assert row.right == bool(sample["acc"])
+            share = np.exp(each) / np.exp(each).sum()
+            assert row.confidence == pytest.approx(share.max(), abs=1e-4)
+        else:
+            assert row.loglikelihood == pytest.approx(float(answers[0]), abs=1e-3)
+
+
+def test_both_outcomes_of_a_question_occur(frame):
+    assert frame[frame.task == "retention"]["right"].nunique() == 2
+
+
+@pytest.mark.parametrize("budget", [1, 4096])
+def test_the_budget_changes_no_score(root, frame, budget):
+    other = judged(root, root / "llama_0", budget)
+    numbers = ["loglikelihood", "confidence"]
+    pd.testing.assert_frame_equal(other.drop(columns=numbers), frame.drop(columns=numbers))
+    pd.testing.assert_frame_equal(other[numbers], frame[numbers], atol=1e-5, rtol=1e-5)
+
+
+def test_right_is_what_greedy_generation_gives(root, tmp_path):
+    model = families.tiny("llama", seed=5, vocab_size=99)
+    families.saved(model.to(torch.bfloat16), tmp_path / "model")
+    model, tokenizer = load(tmp_path / "model"), families.tokenizer()
+    items, wanted = [], {}
+    for number, row in enumerate(read_jsonl(root / "prompts" / "capability" / "test.jsonl")):
+        ids = torch.tensor([tokenizer(row["prompt"]).input_ids])
+        told = model.generate(input_ids=ids, do_sample=False, max_new_tokens=2, min_new_tokens=2, eos_token_id=2)[
+            0, -2:
+        ]
+        text = "".join(tokenizer.convert_ids_to_tokens(told.tolist()))
+        usable = tokenizer(text).input_ids == told.tolist() and told.min() > 2
+        if usable and number % 3:
+            row["answer"] = text if number % 3 == 1 else text[0] + "~"
+        encoded = tokenizer(row["answer"]).input_ids
+        given = {"do_sample": False, "max_new_tokens": len(encoded), "pad_token_id": 0}
+        wanted[row["id"]] = model.generate(input_ids=ids, **given)[0, ids.shape[1] :].tolist() == encoded
+        items.append(row)
+    assert 3 <= sum(wanted.values()) < len(items)
+    for name in ("questions", "text"):
+        write_jsonl(
+            tmp_path / "p" / "retention" / f"{name}.jsonl", read_jsonl(root / "prompts" / "retention" / f"{name}.jsonl")
+        )
+    write_jsonl(tmp_path / "p" / "capability" / "test.jsonl", items)
+    made = evaluate(tmp_path / "model", tmp_path / "model", tmp_path / "p", DATA, Evaluate(budget=256))
+    rows = made[made.task == "capability"].set_index("id")
+    assert rows["right"].to_dict() == wanted
+    right = rows[rows["right"]]
+    assert np.allclose(np.exp(right["loglikelihood"]), right["confidence"], atol=1e-5)
+
+
+def test_the_target_does_not_diverge_from_itself_and_another_does(root, frame, tmp_path):
+    assert frame["kl"].isna().all()
+    other = grafts.target(tmp_path, seed=1)
+    _, closed = grafts.built(tmp_path / "x", root / "llama_0", other, gate="closed")
+    same = judged(root, closed)
+    text = same[same.task == "text"]
+    assert text["kl"].tolist() == [0, 0, 0]
+    assert text["agreement"].tolist() == [1, 1, 1]
+    told = ["kl", "agreement"]
+    pd.testing.assert_frame_equal(same.drop(columns=told), frame.drop(columns=told))
+    moved = judged(root, other)
+    assert (moved[moved.task == "text"]["kl"] > 0.01).all()
+    assert moved[moved.task != "text"]["kl"].isna().all()
+
+
+def test_divergence_is_that_of_the_distributions_token_by_token(root, tmp_path):
+    other = grafts.target(tmp_path, seed=1)
+    told = judged(root, other).query("task == 'text'").set_index("id")
+    for row in read_jsonl(root / "prompts" / "retention" / "text.jsonl"):
+        ids = torch.tensor([[1, *grafts.bpe()(row["text"]).input_ids]])
+        p, q = (load(path)(input_ids=ids).logits[0, :-1].double().log_softmax(-1) for path in (root / "llama_0", other))
+        assert told.loc[row["id"], "kl"] == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), abs=1e-4)
+        assert told.loc[row["id"], "agreement"] == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item())
+        assert told.loc[row["id"], "tokens"] == ids.shape[1] - 1
+
+
+def test_a_model_with_another_tokenizer_has_no_divergence(root, tmp_path):
+    told = judged(root, grafts.characters(tmp_path))
+    assert told["kl"].isna().all() and told["loglikelihood"].notna().all()
+
+
+def test_the_stage_writes_rows_and_means_with_the_same_bytes(root, tmp_path, frame):
+    (tmp_path / "params.yaml").write_text("evaluate: {budget: 256}")
+    for name in ("one", "other"):
+        main(root / "llama_0", root / "llama_0", root / "prompts", DATA, tmp_path / name, tmp_path / "params.yaml")
+    assert all(p.read_bytes() == (tmp_path / "other" / p.name).read_bytes() for p in (tmp_path / "one").iterdir())
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "one" / "items.parquet"), frame)
+    made = read_json(tmp_path / "one" / "metrics.json")
+    assert made["items"] == {"capability": 30, "retention": 10, "text": 3}
+    assert made["accuracy"]["retention"] == pytest.approx(frame[frame.task == "retention"]["right"].mean(), abs=1e-6)
