@@ -1,4 +1,4 @@
-"""What dvc.yaml says of the code is what the code says of itself, so that an edit reruns what uses it and nothing else."""
+"""What dvc.yaml says of the code is what the code says of itself: an edit reruns what uses it and nothing else."""
 
 import ast
 import re
@@ -88,7 +88,7 @@ def test_nothing_is_imported_behind_the_graphs_back(path):
         modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         dynamic = any(name.split(".")[0] in ("importlib", "runpy", "imp") for name in modules)
         if dynamic or (isinstance(node, ast.Name) and node.id in ("__import__", "exec", "eval")):
-            found.append(f"{relative(path)}, line {node.lineno}: {ast.unparse(node)}")
+            found.append(f"{relative(path)}: {ast.unparse(node)}")
     assert not found, "\n".join(found)
 
 
