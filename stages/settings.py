@@ -1,7 +1,7 @@
 """One section of params.yaml as a frozen, checked model."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -63,7 +63,9 @@ def _fields_at(model: type[pydantic.BaseModel], loc: tuple[Any, ...]) -> list[st
     """The valid keys of the (possibly nested) section at `loc`, for the hint."""
     for part in loc:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)):
+        choices = get_args(annotation) or (annotation,)  # a section that may be left out is `Section | None`
+        models = [each for each in choices if isinstance(each, type) and issubclass(each, pydantic.BaseModel)]
+        if len(models) != 1:
             return []
-        model = annotation
+        model = models[0]
     return list(model.model_fields)

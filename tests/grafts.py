@@ -91,12 +91,12 @@ def loaded(path: Path) -> GraftForCausalLM:
     return GraftForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def padded(rows: list[list[int]], side: str = "left") -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask [batch, tokens] of ragged rows."""
+def padded(rows: list[list[int]], side: str = "left", filler: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask [batch, tokens] of ragged rows; `filler` is the pads' id."""
     width = max(map(len, rows))
-    blank = [[0] * (width - len(row)) for row in rows]
-    ids = [[*b, *row] if side == "left" else [*row, *b] for b, row in zip(blank, rows, strict=True)]
-    mask = [
-        [*b, *[1] * len(row)] if side == "left" else [*[1] * len(row), *b] for b, row in zip(blank, rows, strict=True)
-    ]
+    ids, mask = [], []
+    for row in rows:
+        pads, ones = [filler] * (width - len(row)), [1] * len(row)
+        ids.append([*pads, *row] if side == "left" else [*row, *pads])
+        mask.append([0] * len(pads) + ones if side == "left" else ones + [0] * len(pads))
     return torch.tensor(ids), torch.tensor(mask)

@@ -140,7 +140,7 @@ def test_reading_on_is_the_same_as_reading_at_once(spelt, sizes):
 def test_padding_changes_no_state(spelt, side):
     made, _ = spelt
     rows = [grafts.bpe()(TEXT).input_ids, grafts.bpe()("What is 1").input_ids, [2]]
-    ids, mask = grafts.padded(rows, side)
+    ids, mask = grafts.padded(rows, side, filler=40)
     read, known = made.blade.states(ids, mask, None)
     for row, plain in enumerate(rows):
         alone, sure = made.blade.states(torch.tensor([plain]), torch.ones(1, len(plain), dtype=torch.long), None)
