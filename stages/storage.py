@@ -59,8 +59,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; BadInput names the line that is broken, or says that the file has none."""
     if not path.is_file():
         raise BadInput(f"Expected {path}, but it is not there; run `dvc repro` to make it.")
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    text, rows = path.read_text().removesuffix("\n"), []
+    for number, line in enumerate(text.split("\n") if text else (), start=1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:

@@ -94,7 +94,6 @@ def test_rows_come_back_as_they_went_with_keys_in_order(tmp_path):
     assert os.listdir(tmp_path) == ["x.jsonl"]
 
 
-@pytest.mark.xfail(reason="read_jsonl splits at every line end that Unicode knows", strict=True)
 @pytest.mark.parametrize("sign", ["\u2028", "\x85"])
 def test_a_text_with_line_ends_that_only_unicode_knows_comes_back(tmp_path, sign):
     write_jsonl(tmp_path / "x.jsonl", [{"text": f"one{sign}two"}])

@@ -21,4 +21,4 @@ def text(prompts: str | Path = PROMPTS, **_) -> dict[str, datasets.Dataset]:
 
 
 def _split(path: Path) -> dict[str, datasets.Dataset]:
-    return {"test": datasets.Dataset.from_list([json.loads(line) for line in path.read_text().splitlines()])}
+    return {"test": datasets.Dataset.from_list([json.loads(line) for line in path.read_text().removesuffix("\n").split("\n")])}
