@@ -21,4 +21,5 @@ def text(prompts: str | Path = PROMPTS, **_) -> dict[str, datasets.Dataset]:
 
 
 def _split(path: Path) -> dict[str, datasets.Dataset]:
-    return {"test": datasets.Dataset.from_list([json.loads(line) for line in path.read_text().removesuffix("\n").split("\n")])}
+    lines = path.read_text().removesuffix("\n").split("\n")
+    return {"test": datasets.Dataset.from_list([json.loads(line) for line in lines])}
