@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.activations import Text, create, digest
+from stages.anatomy.encoding import batches, pad
 from stages.anatomy.hooks import watching
-from stages.anatomy.likelihood import batches, pad
 from stages.anatomy.loading import load, load_tokenizer
 from stages.anatomy.names import matching
 from stages.anatomy.sites import sites_of

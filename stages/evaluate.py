@@ -13,7 +13,8 @@ from lm_eval.evaluator import evaluate as lm_evaluate
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.anatomy.likelihood import encode, read, score
+from stages.anatomy.encoding import encode
+from stages.anatomy.likelihood import read, score
 from stages.anatomy.loading import load, load_tokenizer
 from stages.anatomy.vocabulary import shared
 from stages.command import run

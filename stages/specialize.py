@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from stages.anatomy.likelihood import encode, pad, score
+from stages.anatomy.encoding import encode, pad
+from stages.anatomy.likelihood import score
 from stages.anatomy.loading import load, load_tokenizer
 from stages.capabilities import arithmetic
 from stages.command import run

@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from stages.anatomy.blocks import blocks
-from stages.anatomy.likelihood import encode
+from stages.anatomy.encoding import answers_of, encode, texts_of
 from stages.anatomy.loading import load, load_tokenizer
-from stages.anatomy.outcomes import Judge, Outcome, answers_of, texts_of
+from stages.anatomy.outcomes import Judge, Outcome
 from stages.anatomy.restart import swapped
 from stages.anatomy.vocabulary import shared
 from stages.command import run

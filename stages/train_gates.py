@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, kl_div
 
 from stages.anatomy.blocks import blocks
-from stages.anatomy.likelihood import batches, encode, pad
+from stages.anatomy.encoding import batches, encode, pad
+from stages.anatomy.head import logits_at
 from stages.anatomy.restart import resumed
 from stages.command import run
 from stages.recipes.blade import BladeRecipe, Parts, Training, parts
@@ -35,7 +36,7 @@ class Kept:
 
 
 @torch.inference_mode()
-def keep(parts: Parts, sequences: list[tuple[tuple[int, ...], int]], logits: bool) -> list[Kept]:
+def keep(parts: Parts, sequences: list[tuple[tuple[int, ...], int]], predictions: bool) -> list[Kept]:
     """Runs target and donor once over `sequences` of ids and start."""
     block = blocks(parts.target)[parts.layer]
     kept: dict[int, Kept] = {}
@@ -45,13 +46,13 @@ def keep(parts: Parts, sequences: list[tuple[tuple[int, ...], int]], logits: boo
         for group in batches([len(ids) for ids, _ in sequences], budget=2048):
             ids = pad([sequences[i][0] for i in group], parts.target.device)
             left.clear()
-            output = (parts.target if logits else parts.target.base_model)(input_ids=ids, use_cache=False)
+            output = (parts.target if predictions else parts.target.base_model)(input_ids=ids, use_cache=False)
             d, known = parts.blade.states(ids, torch.ones_like(ids), None)
             known = torch.ones_like(ids, dtype=torch.bool) if known is None else known
             for row, i in enumerate(group):
                 tokens, start = sequences[i]
                 n = len(tokens)
-                final = output.logits[row, :n].log_softmax(-1) if logits else None
+                final = output.logits[row, :n].log_softmax(-1) if predictions else None
                 kept[i] = Kept(
                     tokens, start, left[0][row, :n].clone(), d[row, :n].clone(), known[row, :n].clone(), final
                 )
@@ -65,17 +66,17 @@ def stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
 
 
-def states(parts: Parts, kept: list[Kept]) -> torch.Tensor:
-    """The graft's final states [n, width] where it predicts the tokens of `kept` that training looks at."""
+def logits(parts: Parts, kept: list[Kept], chosen: torch.Tensor | None = None) -> torch.Tensor:
+    """The graft's logits [positions, vocabulary] where it predicts the tokens of `kept` that training looks at.
+
+    `chosen` [n] picks some of these positions.
+    """
     ids = stacked([torch.tensor(k.ids, device=k.h.device) for k in kept])
     h, d, known = (stacked([getattr(k, name) for k in kept]) for name in ("h", "d", "known"))
-    column = torch.arange(1, ids.shape[1], device=ids.device)
-    start, end = (
-        torch.tensor(v, device=ids.device)[:, None] for v in ([k.start for k in kept], [len(k.ids) for k in kept])
-    )
+    places = [(row, column) for row, k in enumerate(kept) for column in range(k.start - 1, len(k.ids) - 1)]
+    row, column = torch.tensor(places if chosen is None else [places[i] for i in chosen.tolist()]).T
     with resumed(parts.target, parts.layer, parts.injection(h, d, known)):
-        final = parts.target.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return final[:, :-1][(column >= start) & (column < end)]
+        return logits_at(parts.target, ids, row, column)
 
 
 def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) -> list[dict[str, Any]]:
@@ -89,17 +90,17 @@ def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) 
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
     )
-    head = parts.target.get_output_embeddings()
     curve = []
     for step in range(recipe.steps):
         asked = [items[i] for i in torch.randint(len(items), (recipe.batch,), generator=generator).tolist()]
         told = [texts[i] for i in torch.randint(len(texts), (recipe.texts,), generator=generator).tolist()]
         wanted = torch.tensor([i for k in asked for i in k.ids[k.start :]], device=asked[0].h.device)
-        right = cross_entropy(head(states(parts, asked)), wanted)
+        right = cross_entropy(logits(parts, asked), wanted)
         reference = torch.cat([k.final[k.start - 1 : -1] for k in told if k.final is not None])
         some = torch.randperm(len(reference), generator=generator)[: recipe.positions]
-        moved = kl_div(head(states(parts, told)[some]).log_softmax(-1), reference[some], log_target=True,
-                       reduction="batchmean")  # fmt: skip
+        moved = kl_div(
+            logits(parts, told, some).log_softmax(-1), reference[some], log_target=True, reduction="batchmean"
+        )
         optimizer.zero_grad(set_to_none=True)
         (right + recipe.divergence * moved).backward()
         optimizer.step()
@@ -114,18 +115,16 @@ def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, 
          params: Path = Path("params.yaml")) -> None:  # fmt: skip
     """Train the gate and the bridge of the variant that params.yaml describes under `inject`."""
     recipe = read(params, f"inject.{variant}", BladeRecipe)
-    made = parts(recipe, target, donor)
-    curve = []
+    curve, learned = [], {}
     if recipe.training is not None:
+        made = parts(recipe, target, donor)
         rows = read_jsonl(capability)[: recipe.training.prompts]
         asked = [(e.ids, e.start) for e in encode(made.tokenizer, [(row["prompt"], row["answer"]) for row in rows])]
         told = [(tuple(made.tokenizer(row["text"]).input_ids), 1) for row in read_jsonl(text)]
-        curve = train(made, recipe.training, keep(made, asked, logits=False), keep(made, told, logits=True))
+        curve = train(made, recipe.training, keep(made, asked, predictions=False), keep(made, told, predictions=True))
+        learned = {n: v.to(torch.bfloat16).contiguous().cpu() for n, v in made.injection.state_dict().items()}
     with new_directory(out) as directory:
-        rounded = {
-            name: value.to(torch.bfloat16).contiguous().cpu() for name, value in made.injection.state_dict().items()
-        }
-        save_file(rounded, directory / "gate.safetensors")
+        save_file(learned, directory / "gate.safetensors")
         write_json(directory / "training.json", {"curve": curve, "recipe": recipe.model_dump()})
 
 

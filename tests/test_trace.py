@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from stages.anatomy.blocks import blocks
+from stages.anatomy.encoding import answers_of, encode, texts_of
 from stages.anatomy.hooks import reading, replacing
-from stages.anatomy.likelihood import encode
-from stages.anatomy.outcomes import Judge, answers_of, texts_of
+from stages.anatomy.outcomes import Judge
 from stages.errors import BadInput
 from stages.trace import Trace, main, trace
 from tests.families import saved, tiny, token_ids, tokenizer
@@ -32,7 +32,7 @@ def loglikelihoods(model) -> torch.Tensor:
     told = []
     for e in ITEMS:
         logprobs = model(input_ids=torch.tensor([e.ids[:-1]]), use_cache=False).logits[0].log_softmax(-1)
-        told.append(sum(logprobs[e.start - 1 + i, token] for i, token in enumerate(e.continuation)))
+        told.append(sum(logprobs[e.start - 1 + i, token] for i, token in enumerate(e.ids[e.start :])))
     return torch.stack(told)
 
 
@@ -71,7 +71,7 @@ def test_states_patched_are_the_donor_s():
             donor(input_ids=ids, use_cache=False)
         with replacing(target, {"layers.1": lambda _, states=states: states["layers.1"]}):
             logprobs = target(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
-        after = sum(logprobs[e.start - 1 + i, token] for i, token in enumerate(e.continuation))
+        after = sum(logprobs[e.start - 1 + i, token] for i, token in enumerate(e.ids[e.start :]))
         changes.append((after - before).item())
     assert row["capability"] == pytest.approx(sum(changes) / len(changes), abs=1e-4)
 

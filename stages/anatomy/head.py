@@ -1,30 +1,29 @@
-"""Next-token logits of chosen states, without those of all the others."""
+"""Next-token logits where they are read, without those of all other positions."""
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
-
-from stages.anatomy.blocks import stack
-from stages.anatomy.restart import forward_replaced
 
 
-class _Final(BaseModelOutputWithPast):
-    """Final states alone; whatever else an architecture's output may have (router logits, cross attentions) is None."""
+def logits_at(model: PreTrainedModel, ids: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """The logits [positions, vocabulary] of one pass over `ids` [batch, tokens], at `row` and `column` [positions].
 
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("_"):
-            raise AttributeError(name)
-
-
-def logits_of(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
-    """The logits [rows, vocabulary] that `model` gives for states [rows, width] after its final norm.
-
-    The model's own forward computes them, so that whatever it does to its head's output (soft caps, scales) is done.
+    The model's own forward computes them, so that whatever it does to its head's output (soft caps, scales) is done;
+    its head sees the chosen states alone. For most vocabularies the others' logits would cost more than the blocks.
     """
+    with _picked(model, row, column):
+        return model(input_ids=ids.to(model.device), use_cache=False).logits[0]
 
-    def give(*_: object, **__: object) -> _Final:
-        return _Final(last_hidden_state=states[None])
 
-    ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
-    with forward_replaced(stack(model), give):
-        return model(input_ids=ids, use_cache=False).logits[0]
+@contextlib.contextmanager
+def _picked(model: PreTrainedModel, row: torch.Tensor, column: torch.Tensor) -> Iterator[None]:
+    def pick(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (inputs[0][row, column][None],)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -99,7 +99,8 @@ class Blade(nn.Module):
             if heard is not None:
                 heard.mask = mask
         else:
-            read = self._dtype().new_zeros(len(input_ids), 0, self.donor.config.hidden_size)
+            like = next(self.donor.parameters())
+            read = like.new_zeros(len(input_ids), 0, self.donor.config.hidden_size)
         if before is None:
             before = read.new_zeros(len(read), read.shape[-1])
         read = torch.cat([before[:, None], read], dim=1)  # column 0 is the state before the new tokens
@@ -108,9 +109,6 @@ class Blade(nn.Module):
             heard.last = states[:, -1]
             heard.any = known | (upto[:, -1] > 0)
         return states, known[:, None] | (upto > 0)
-
-    def _dtype(self) -> torch.Tensor:
-        return next(self.donor.parameters())
 
     def _run(self, ids: torch.Tensor, mask: torch.Tensor, position: torch.Tensor, heard: Heard | None) -> torch.Tensor:
         """The residual stream leaving the last block kept, before any final norm."""

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from stages.anatomy.blocks import blocks
+from stages.anatomy.encoding import pad
 from stages.anatomy.hooks import reading, replacing
-from stages.anatomy.likelihood import pad
 from stages.anatomy.sites import sites_of
 from stages.errors import BadInput
 from tests.families import FAMILIES, tiny, token_ids

@@ -3,27 +3,23 @@
 import pytest
 import torch
 
-from stages.anatomy.head import logits_of
-from stages.anatomy.likelihood import encode, score
-from stages.anatomy.outcomes import Judge, answers_of, texts_of
+from stages.anatomy.encoding import Encoded, answers_of, encode, texts_of
+from stages.anatomy.head import logits_at
+from stages.anatomy.likelihood import read, score
+from stages.anatomy.outcomes import Judge
 from tests.families import FAMILIES, tiny, token_ids, tokenizer
 
 ITEMS = [(f"{a} + {b} =", f" {a + b}.") for a, b in ((1, 2), (30, 4), (555, 66), (7, 8), (1, 2))]
 TEXTS = [token_ids(1, length, seed=length)[0].tolist() for length in (9, 4, 14)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_of_final_states_are_the_model_s(family):
-    model, ids = tiny(family), token_ids(1, 9)
-    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    torch.testing.assert_close(logits_of(model, states), model(input_ids=ids, use_cache=False).logits[0])
-    assert not any("forward" in vars(module) for module in model.modules())
-
-
-def test_mixtures_of_experts_have_a_head_too():
-    model, ids = tiny("mixtral"), token_ids(1, 9)
-    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    torch.testing.assert_close(logits_of(model, states), model(input_ids=ids, use_cache=False).logits[0])
+@pytest.mark.parametrize("family", [*FAMILIES, "mixtral"])
+def test_logits_at_chosen_positions_are_the_model_s(family):
+    model, ids = tiny(family), token_ids(2, 9)
+    row, column = torch.tensor([0, 1, 1, 0]), torch.tensor([8, 0, 4, 8])
+    whole = model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(logits_at(model, ids, row, column), whole[row, column])
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits, whole)  # the head is as before
 
 
 @pytest.mark.parametrize("budget", [16, 1000])
@@ -54,3 +50,32 @@ def test_divergence_is_the_sum_over_a_text_s_positions_of_kl_from_the_target(bud
         torch.testing.assert_close(outcome.divergence[index], expected, rtol=1e-4, atol=1e-5)
     assert judge.tokens.tolist() == [8, 3, 13]
     assert judge.outcome(target).divergence.max() < 1e-4
+
+
+@pytest.mark.parametrize("budget", [8, 1000])
+def test_continuations_score_as_in_plain_passes_one_by_one(budget):
+    model = tiny("llama", initializer_range=0.5)
+    first = encode(tokenizer(), ITEMS)
+    ends = [Encoded((*e.ids[:-1], token), e.start) for e in first for token in (3, 9, 11)]  # share all but the last
+    scores = score(model, [*first, *ends], budget)
+    for index, e in enumerate([*first, *ends]):
+        logprobs = model(input_ids=torch.tensor([e.ids])).logits[0, e.start - 1 : -1].double().log_softmax(-1)
+        answer = torch.tensor(e.ids[e.start :])
+        told, best = logprobs.gather(-1, answer[:, None]).sum(), logprobs.max(-1)
+        right = (best.indices == answer).tolist()
+        until = right.index(False) + 1 if False in right else len(right)
+        torch.testing.assert_close(scores.loglikelihood[index], told, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(scores.confidence[index], best.values[:until].sum().exp(), rtol=1e-4, atol=1e-6)
+        assert bool(scores.greedy[index]) == all(right)
+
+
+@pytest.mark.parametrize("budget", [8, 1000])
+def test_a_text_is_read_as_in_plain_passes(budget):
+    model, reference = tiny("qwen2"), tiny("qwen2", seed=1)
+    for text, told in zip(TEXTS, read(model, TEXTS, reference, budget), strict=True):
+        q, p = (m(input_ids=torch.tensor([text[:-1]])).logits[0].double().log_softmax(-1) for m in (model, reference))
+        assert told.tokens == len(text) - 1
+        assert told.loglikelihood == pytest.approx(q.gather(-1, torch.tensor(text[1:])[:, None]).sum().item(), rel=1e-5)
+        expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean().item()
+        assert told.divergence == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert told.agreement == pytest.approx((q.argmax(-1) == p.argmax(-1)).double().mean().item())
