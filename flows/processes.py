@@ -114,6 +114,7 @@ def environment(workers: int) -> dict[str, str]:
         **inherited(),
         "DVC_NO_ANALYTICS": "1",
         "PYTHONUNBUFFERED": "1",
+        "TQDM_DISABLE": "1",  # bars that redraw themselves are no lines
         "PATH": os.pathsep.join(filter(None, [binaries, os.environ.get("PATH")])),
     }
 

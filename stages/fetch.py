@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from stages.anatomy.loading import check
@@ -131,7 +132,9 @@ def _convert_gguf(file: Path, directory: Path) -> None:
         if k not in ("quantization_config", "_name_or_path", "_model_name_or_path")
     }
     config = type(read_model.config)(**plain)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.tie_weights()
     model.load_state_dict({name: tensor.to(torch.bfloat16) for name, tensor in read_model.state_dict().items()})
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from transformers.initialization import no_init_weights
 
 from stages.command import run
 from stages.errors import BadInput
@@ -32,7 +33,9 @@ def inject(recipe: BladeRecipe, made: Parts, gate: Path, out: Path) -> None:
         dtype="bfloat16",
         **{name: getattr(made.target.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
     )
-    graft = GraftForCausalLM(config)
+    with no_init_weights():
+        graft = GraftForCausalLM(config)
+    graft.target.tie_weights()
     graft.target.load_state_dict(made.target.state_dict())
     graft.blade.load_state_dict(made.blade.state_dict())
     try:
@@ -56,7 +59,7 @@ def _plain(config) -> dict:
 def main(variant: str, target: Path, donor: Path, gate: Path, out: Path, params: Path = Path("params.yaml")) -> None:
     """Build the graft of the variant that params.yaml describes under `inject`."""
     recipe = read(params, f"inject.{variant}", BladeRecipe)
-    inject(recipe, parts(recipe, target, donor), gate, out)
+    inject(recipe, parts(recipe, target, donor, torch.bfloat16), gate, out)
 
 
 if __name__ == "__main__":

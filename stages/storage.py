@@ -13,11 +13,16 @@ from stages.errors import BadInput
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A scratch directory that becomes `path` when the block ends well; a killed stage leaves no half of it there."""
+    """A scratch directory that becomes `path` when the block ends well; a killed stage leaves no half of it there.
+
+    Its files become as readable as the directory: safetensors leaves its own to their owner alone.
+    """
     scratch = path.with_name(path.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     yield scratch
+    for file in filter(Path.is_file, scratch.rglob("*")):
+        file.chmod(scratch.stat().st_mode & 0o666)
     shutil.rmtree(path, ignore_errors=True)
     os.replace(scratch, path)
 

@@ -43,7 +43,7 @@ def keep(parts: Parts, sequences: list[tuple[tuple[int, ...], int]], predictions
     left: list[torch.Tensor] = []
     handle = block.register_forward_hook(lambda m, a, out: left.append(out[0] if isinstance(out, tuple) else out))
     try:
-        for group in batches([len(ids) for ids, _ in sequences], budget=2048):
+        for group in batches([len(ids) for ids, _ in sequences], budget=512 if predictions else 2048):
             ids = pad([sequences[i][0] for i in group], parts.target.device)
             left.clear()
             output = (parts.target if predictions else parts.target.base_model)(input_ids=ids, use_cache=False)
@@ -83,17 +83,19 @@ def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) 
     """Trains the injection in place by Adam; gives the loss curve.
 
     Loss: cross-entropy of the answers' tokens + divergence · KL(target ‖ graft) at `positions` tokens of the texts, in
-    nats a token. Answers and texts pass apart, since texts are several times as long and would pad the answers.
+    nats a token; a text is drawn as often as it is long. Answers and texts pass apart, since texts are several times
+    as long and would pad the answers.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.Adam(parts.injection.parameters(), lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
     )
+    lengths = torch.tensor([float(len(k.ids)) for k in texts])
     curve = []
     for step in range(recipe.steps):
         asked = [items[i] for i in torch.randint(len(items), (recipe.batch,), generator=generator).tolist()]
-        told = [texts[i] for i in torch.randint(len(texts), (recipe.texts,), generator=generator).tolist()]
+        told = [texts[i] for i in torch.multinomial(lengths, recipe.texts, True, generator=generator).tolist()]
         wanted = torch.tensor([i for k in asked for i in k.ids[k.start :]], device=asked[0].h.device)
         right = cross_entropy(logits(parts, asked), wanted)
         reference = torch.cat([k.final[k.start - 1 : -1] for k in told if k.final is not None])

@@ -31,6 +31,14 @@ def test_a_directory_appears_whole_and_replaces_the_old_one(tmp_path):
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["out"]
 
 
+def test_files_are_as_readable_as_their_directory(tmp_path):
+    with new_directory(tmp_path / "out") as scratch:
+        (scratch / "private").touch(mode=0o600)
+        (scratch / "program").touch(mode=0o755)
+    allowed = (tmp_path / "out").stat().st_mode & 0o666
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {allowed}
+
+
 def test_a_crash_leaves_the_old_directory_as_it_was(tmp_path):
     with new_directory(tmp_path / "out") as scratch:
         (scratch / "whole").write_text("old")

@@ -117,6 +117,7 @@ NO_GAIN = {"gain": (0.0, -0.01, 0.01)}
     [
         ({}, NO_GAIN, "better"),
         ({}, {}, "undecided"),  # the control is better too
+        ({}, {"gain": (0.015, 0.005, 0.025)}, "better"),  # the control's gain is within the margin
         ({}, None, "undecided"),  # no control
         ({"over": (0.01, -0.02, 0.04)}, {"gain": (0.29, 0.2, 0.4), "ratio": (1.3, 1.2, 1.4)}, "undecided"),
         ({"ratio": (1.03, 1.01, 1.05)}, NO_GAIN, "undecided"),  # perhaps above the limit

@@ -1,6 +1,7 @@
 """Text as token ids, and the batches in which models read them."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,20 +77,87 @@ def answers_of(encoded: Sequence[Encoded], budget: int) -> list[Batch]:
 
     Answers that differ in their last token alone share one row.
     """
+    distinct = _distinct(encoded)
+    inputs = list(distinct)
+    groups = batches([len(ids) for ids in inputs], budget)
+    return [_answers(encoded, {inputs[i]: distinct[inputs[i]] for i in group}, 0) for group in groups]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Batches whose rows go on from one of a few beginnings, each of which is read once."""
+
+    beginnings: torch.Tensor
+    """[beginnings, length]; length 0 where nothing is shared"""
+    batches: list[tuple[torch.Tensor, Batch]]
+    """The beginning [batch] that each row of a batch goes on from; the rest of the row, columns counted from there."""
+
+
+def bundles_of(encoded: Sequence[Encoded], budget: int) -> list[Bundle]:
+    """Answers as `answers_of` gives them, with what several inputs begin with set apart.
+
+    The beginnings are the partition of the inputs' prefix tree that leaves the fewest tokens to read; of a beginning
+    nothing is predicted.
+    """
+    distinct = _distinct(encoded)
+    inputs = sorted(distinct)
+    limits = [min(encoded[item].start for item in distinct[ids]) - 1 for ids in inputs]
+    by_length: dict[int, list[range]] = {}
+    for length, members in _partition(inputs, limits, range(len(inputs)))[1]:
+        by_length.setdefault(length, []).append(members)
+    made = []
+    for length, families in sorted(by_length.items()):
+        for some in batches([length] * len(families), budget):
+            origin = {i: n for n, family in enumerate(some) for i in families[family]}
+            rest = sorted(origin)
+            each = []
+            for g in batches([len(inputs[i]) - length for i in rest], budget):
+                rows = [rest[i] for i in g]
+                batch = _answers(encoded, {inputs[i]: distinct[inputs[i]] for i in rows}, length)
+                each.append((torch.tensor([origin[i] for i in rows]), batch))
+            made.append(Bundle(torch.tensor([inputs[families[n][0]][:length] for n in some], dtype=torch.long), each))
+    return made
+
+
+def _distinct(encoded: Sequence[Encoded]) -> dict[tuple[int, ...], list[int]]:
+    """The items of each input, which is all of an item but its last token."""
     distinct: dict[tuple[int, ...], list[int]] = {}
     for index, e in enumerate(encoded):
         distinct.setdefault(e.ids[:-1], []).append(index)
-    inputs = list(distinct)
-    made = []
-    for group in batches([len(ids) for ids in inputs], budget):
-        places = [
-            (row, column, item, encoded[item].ids[column + 1])
-            for row, i in enumerate(group)
-            for item in distinct[inputs[i]]
-            for column in range(encoded[item].start - 1, len(inputs[i]))
-        ]
-        made.append(Batch(pad([inputs[i] for i in group]), *torch.tensor(places).T))
-    return made
+    return distinct
+
+
+def _answers(encoded: Sequence[Encoded], items: Mapping[tuple[int, ...], list[int]], skipped: int) -> Batch:
+    """One row an input, without its first `skipped` tokens."""
+    places = [
+        (row, column - skipped, item, encoded[item].ids[column + 1])
+        for row, (ids, its) in enumerate(items.items())
+        for item in its
+        for column in range(encoded[item].start - 1, len(ids))
+    ]
+    return Batch(pad([ids[skipped:] for ids in items]), *torch.tensor(places).T)
+
+
+def _partition(
+    inputs: Sequence[tuple[int, ...]], limits: Sequence[int], members: range
+) -> tuple[int, list[tuple[int, range]]]:
+    """The tokens saved, and the parts of sorted `inputs` that share as many first tokens as stated, the best way.
+
+    No part shares more than the limit of any of its inputs.
+    """
+    if len(members) == 1:
+        return 0, [(0, members)]
+    first, last = inputs[members[0]], inputs[members[-1]]
+    common = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    length = min(common, *(limits[i] for i in members))
+    together = length * (len(members) - 1)
+    apart, parts = 0, []
+    for _, same in itertools.groupby(members, key=lambda i: inputs[i][common : common + 1]):
+        indices = list(same)
+        saved, own = _partition(inputs, limits, range(indices[0], indices[-1] + 1))
+        apart += saved
+        parts += own
+    return (together, [(length, members)]) if together >= apart else (apart, parts)
 
 
 def texts_of(sequences: Sequence[Sequence[int]], budget: int) -> list[Batch]:

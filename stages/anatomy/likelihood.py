@@ -1,13 +1,14 @@
 """How likely a model finds continuations and texts, reading each distinct input once."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
-from stages.anatomy.encoding import Encoded, answers_of, texts_of
-from stages.anatomy.head import logits_at
+from stages.anatomy.encoding import Batch, Encoded, bundles_of, texts_of
+from stages.anatomy.head import cached, logits_at
 
 _ROWS = 128  # distributions worked on at a time: some 25 MB, which the allocator keeps for the next
 
@@ -26,11 +27,14 @@ class Scores:
 
 @torch.inference_mode()
 def score(model: PreTrainedModel, encoded: Sequence[Encoded], budget: int = 2048) -> Scores:
-    """Log-likelihood and greedy match of every continuation, in `budget` padded tokens a forward pass."""
+    """Log-likelihood and greedy match of every continuation, in `budget` padded tokens a forward pass.
+
+    What several contexts begin with is read once.
+    """
     scores = Scores(*(torch.zeros(len(encoded), dtype=t) for t in (torch.float64, torch.bool, torch.float64)))
-    for batch in answers_of(encoded, budget):
+    for batch, computed in _passes(model, encoded, budget):
         told, best, right = [], [], []
-        for logits, following in _parts(logits_at(model, batch.ids, batch.row, batch.column), batch.following):
+        for logits, following in _parts(computed, batch.following):
             logprobs = logits.log_softmax(-1)
             top = logprobs.max(-1)
             told.append(logprobs.gather(-1, following[:, None])[:, 0])
@@ -44,6 +48,20 @@ def score(model: PreTrainedModel, encoded: Sequence[Encoded], budget: int = 2048
             left = len(hit) if hit.all() else int(hit.long().argmin()) + 1
             scores.confidence[index] = top[:left].double().sum().exp()
     return scores
+
+
+def _passes(model: PreTrainedModel, encoded: Sequence[Encoded], budget: int) -> Iterator[tuple[Batch, torch.Tensor]]:
+    for bundle in bundles_of(encoded, budget):
+        length = bundle.beginnings.shape[1]
+        past = cached(model, bundle.beginnings) if length else None
+        for origin, batch in bundle.batches:
+            if past is None:
+                ids = torch.cat([bundle.beginnings[origin], batch.ids], dim=1)
+                yield batch, logits_at(model, ids, batch.row, batch.column + length)
+            else:
+                own = copy.deepcopy(past)
+                own.batch_select_indices(origin.to(model.device))
+                yield batch, logits_at(model, batch.ids, batch.row, batch.column, own)
 
 
 @dataclass(frozen=True)

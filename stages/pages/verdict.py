@@ -17,17 +17,19 @@ class Rules:
     perplexity_limit: float = 1.02
     """The largest perplexity ratio that still counts as unharmed."""
     margin: float = 0.02
-    """A loss of accuracy below this counts as none; "no worse" needs intervals that exclude a larger one."""
+    """A loss of accuracy below this counts as none, and so does a control's gain; "no worse" needs intervals that
+    exclude a larger loss."""
 
 
 def judge(entry: Entry, controls: Mapping[str, Entry], control_for: str | None, rules: Rules) -> dict[str, Any]:
     """`{"verdict", "reasons"}` of one variant, from its own figures and those of its controls.
 
     worse: the gain's or the retention change's interval lies below 0, or the perplexity ratio's above the limit.
-    better: the gain's interval lies above 0, the perplexity ratio is within the limit, no control is as good by these
-    same rules, and the difference to every control lies above 0; without a measured control nothing is better.
+    better: the gain's interval lies above 0, the perplexity ratio is within the limit, no control gains
+    unharmed, and the difference to every control lies above 0; without a measured control nothing is better.
     no worse: neither, and a loss beyond the margin is excluded. undecided: the rest.
-    A control fails as it should unless its gain's interval lies above 0.
+    A control gains when its gain's interval lies above 0 and the gain itself above the margin; else it fails as it
+    should.
     """
     missing = [name for name in NEEDED if entry.get(name) is None]
     if missing:
@@ -38,9 +40,10 @@ def judge(entry: Entry, controls: Mapping[str, Entry], control_for: str | None, 
         }
     gain, change, ratio = (entry[name] for name in NEEDED)
     if control_for:
-        if gain["low"] > 0:
+        if _gains(entry, rules):
             return {"verdict": "control: also gains", "reasons": [f"it gains too, so {control_for} has to surpass it"]}
-        return {"verdict": "control: fails as it should", "reasons": [f"no gain, as it should be beside {control_for}"]}
+        reason = f"no gain beyond {rules.margin:g}, as it should be beside {control_for}"
+        return {"verdict": "control: fails as it should", "reasons": [reason]}
     limit = f"the limit of {rules.perplexity_limit:g}"
     losses = []
     if gain["high"] < 0:
@@ -80,5 +83,9 @@ def _doubts(entry: Entry, controls: Mapping[str, Entry], rules: Rules) -> list[s
 
 
 def _gains_unharmed(entry: Entry, rules: Rules) -> bool:
-    gain, change, ratio = (entry[name] for name in NEEDED)
-    return gain["low"] > 0 and change["high"] >= 0 and ratio["value"] <= rules.perplexity_limit
+    unharmed = entry["retention_change"]["high"] >= 0 and entry["perplexity_ratio"]["value"] <= rules.perplexity_limit
+    return _gains(entry, rules) and unharmed
+
+
+def _gains(control: Entry, rules: Rules) -> bool:
+    return control["gain"]["low"] > 0 and control["gain"]["value"] > rules.margin

@@ -7,6 +7,7 @@ from typing import Literal
 import pydantic
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from stages.anatomy.blocks import blocks, layer_index
 from stages.anatomy.loading import load, load_tokenizer
@@ -25,7 +26,7 @@ class Training(Settings):
     batch: int = pydantic.Field(gt=0)
     """Prompts a step."""
     texts: int = pydantic.Field(gt=0)
-    """Texts a step."""
+    """Texts a step, drawn as often as they are long."""
     positions: int = pydantic.Field(gt=0)
     """Tokens of them a step, drawn at random, at which the divergence is taken."""
     learning_rate: float = pydantic.Field(gt=0)
@@ -88,12 +89,12 @@ def path_of(model: torch.nn.Module, part: torch.nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is part)
 
 
-def parts(recipe: BladeRecipe, target: Path, donor: Path) -> Parts:
-    """Loads target and donor, cuts the donor, and makes a fresh injection.
+def parts(recipe: BladeRecipe, target: Path, donor: Path, dtype: torch.dtype = torch.float32) -> Parts:
+    """Loads target and donor in `dtype`, cuts the donor, and makes a fresh injection in float32.
 
     Raises BadInput when a layer does not exist, or the widths differ and no bridge is named.
     """
-    receiving, giving = load(target), load(donor)
+    receiving, giving = load(target, dtype), load(donor, dtype)
     layer = layer_index(recipe.layer, len(blocks(receiving)))
     donor_layer = layer_index(recipe.donor_layer, len(blocks(giving)))
     widths = giving.config.hidden_size, receiving.config.hidden_size
@@ -112,7 +113,8 @@ def parts(recipe: BladeRecipe, target: Path, donor: Path) -> Parts:
     with torch.device(receiving.device):
         torch.manual_seed(recipe.training.seed if recipe.training else 0)
         injection = Injection(recipe.gate, recipe.bridge, recipe.mix, recipe.alpha, *widths)
-        blade = Blade(cut, path_of(backbone, blocks(giving)), spelled)
+        with no_init_weights():  # drawing weights that are overwritten takes seconds
+            blade = Blade(cut, path_of(backbone, blocks(giving)), spelled).to(dtype)
     kept = blade.donor.state_dict().keys()
     blade.donor.load_state_dict({k: v for k, v in backbone.state_dict().items() if k in kept})
     if table is not None:

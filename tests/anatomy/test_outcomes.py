@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.anatomy.encoding import Encoded, answers_of, encode, texts_of
+from stages.anatomy.encoding import Encoded, answers_of, bundles_of, encode, texts_of
 from stages.anatomy.head import logits_at
 from stages.anatomy.likelihood import read, score
 from stages.anatomy.outcomes import Judge
@@ -52,9 +52,10 @@ def test_divergence_is_the_sum_over_a_text_s_positions_of_kl_from_the_target(bud
     assert judge.outcome(target).divergence.max() < 1e-4
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("budget", [8, 1000])
-def test_continuations_score_as_in_plain_passes_one_by_one(budget):
-    model = tiny("llama", initializer_range=0.5)
+def test_continuations_score_as_in_plain_passes_one_by_one(family, budget):
+    model = tiny(family, initializer_range=0.5)
     first = encode(tokenizer(), ITEMS)
     ends = [Encoded((*e.ids[:-1], token), e.start) for e in first for token in (3, 9, 11)]  # share all but the last
     scores = score(model, [*first, *ends], budget)
@@ -67,6 +68,23 @@ def test_continuations_score_as_in_plain_passes_one_by_one(budget):
         torch.testing.assert_close(scores.loglikelihood[index], told, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(scores.confidence[index], best.values[:until].sum().exp(), rtol=1e-4, atol=1e-6)
         assert bool(scores.greedy[index]) == all(right)
+
+
+@pytest.mark.parametrize("budget", [9, 1000])
+def test_beginnings_leave_the_fewest_tokens_to_read(budget):
+    contexts = [(1, 2, 3, 4, 5), (1, 2, 3, 4, 6), (1, 2, 3, 7), (1, 8, 8, 8, 8), (1, 8, 8, 8, 9), (5,), (1, 2, 3)]
+    encoded = [Encoded((*context, 0), len(context)) for context in contexts]
+    bundles = bundles_of(encoded, budget)
+    whole = [
+        [*bundle.beginnings[origin[row]].tolist(), *batch.ids[row].tolist()]
+        for bundle in bundles for origin, batch in bundle.batches for row in range(len(batch.ids))
+    ]  # fmt: skip
+    assert all(any(ids[: len(context)] == list(context) for ids in whole) for context in contexts)
+    shared = sorted(
+        beginning for bundle in bundles if bundle.beginnings.shape[1] for beginning in bundle.beginnings.tolist()
+    )
+    assert shared == [[1, 2], [1, 8, 8, 8]]  # the shortest context, 1 2 3, has to keep a token of its own
+    assert sorted(i for b in bundles for _, batch in b.batches for i in batch.item.tolist()) == list(range(7))
 
 
 @pytest.mark.parametrize("budget", [8, 1000])
