@@ -1,20 +1,23 @@
 """Every test item as one model answers it, by lm-eval's tasks: a row an item, so that models are compared in pairs."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pydantic
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate as lm_evaluate
 from lm_eval.tasks import TaskManager
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.anatomy.encoding import encode
-from stages.anatomy.likelihood import read, score
+from stages.anatomy.likelihood import Reference, read, score
 from stages.anatomy.loading import load, load_tokenizer
 from stages.anatomy.vocabulary import shared
 from stages.command import run
@@ -30,7 +33,7 @@ class Evaluate(Settings):
     """How items are passed through a model."""
 
     budget: int = pydantic.Field(gt=0)
-    """Padded tokens a forward pass."""
+    """Padded tokens a forward pass. A few hundred suit a processor, whose caches hold them; a GPU wants thousands."""
 
 
 class Judged(LM):
@@ -40,10 +43,11 @@ class Judged(LM):
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        reference: PreTrainedModel | None,
+        reference: Reference | None,
         budget: int,
     ):
         super().__init__()
+        self.states: list[torch.Tensor] = []
         self.model, self.tokenizer, self.reference, self.budget = model, tokenizer, reference, budget
         self.extra: dict[tuple[str, int], dict[str, Any]] = {}
 
@@ -59,7 +63,10 @@ class Judged(LM):
         texts = [
             [first, *ids] for ids in self.tokenizer([r.args[0] for r in requests], add_special_tokens=False).input_ids
         ]
+        if self.reference is not None and [len(s) + 1 for s in self.reference.states] != [len(ids) for ids in texts]:
+            raise BadInput("Expected the target's states on these texts, got others; run `dvc repro` to judge it anew.")
         told = read(self.model, texts, self.reference, self.budget)
+        self.states = [each.states for each in told]
         for request, each in zip(requests, told, strict=True):
             self.extra[str(request.task_name), int(request.doc_id or 0)] = {
                 "tokens": each.tokens,
@@ -98,26 +105,53 @@ def rows(judged: Judged, samples: dict[str, list[dict[str, Any]]]) -> pd.DataFra
     return frame[columns].sort_values(["task", "id"], ignore_index=True)
 
 
-def evaluate(model: Path, target: Path, prompts: Path, tasks: Path, settings: Evaluate) -> pd.DataFrame:
-    """One row an item of the tasks in `tasks`, for the model at `model`; divergence from the model at `target`."""
+@dataclass(frozen=True)
+class Target:
+    """The target and what it made of the texts."""
+
+    model: Path
+    states: Path
+    """The safetensors file that its own evaluation left."""
+
+    def reference(self, tokenizer: PreTrainedTokenizerBase) -> Reference | None:
+        """What to compare a model with; None for one that reads texts by another tokenizer."""
+        if not shared(tokenizer, load_tokenizer(self.model)):
+            return None
+        found = load_file(self.states)
+        return Reference(load(self.model), found["states"].split(found["tokens"].tolist()))
+
+
+def evaluate(
+    model: Path, prompts: Path, tasks: Path, settings: Evaluate, target: Target | None = None
+) -> tuple[pd.DataFrame, list[torch.Tensor]]:
+    """One row an item of the tasks in `tasks`, and the model's final states on each text [tokens scored, width].
+
+    Divergence is from `target`; without one the model is the target itself, and has none.
+    """
     tokenizer = load_tokenizer(model)
-    same = model != target and shared(tokenizer, load_tokenizer(target))
-    judged = Judged(load(model), tokenizer, load(target) if same else None, settings.budget)
+    judged = Judged(load(model), tokenizer, target.reference(tokenizer) if target else None, settings.budget)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager(include_path=str(tasks), include_defaults=False, metadata={"prompts": str(prompts)})
     done = lm_evaluate(judged, manager.load(list(TASKS)), bootstrap_iters=0, log_samples=True)
     if done is None:
         raise RuntimeError("lm-eval gave no result on the first process.")
-    return rows(judged, done["samples"])
+    return rows(judged, done["samples"]), judged.states
 
 
-def main(model: Path, target: Path, prompts: Path, tasks: Path, out: Path, params: Path = Path("params.yaml")) -> None:
-    """Judge one model on every task."""
-    frame = evaluate(model, target, prompts, tasks, read_settings(params, "evaluate", Evaluate))
+def main(model: Path, prompts: Path, tasks: Path, out: Path, target: Path | None = None, judged: Path | None = None,
+         params: Path = Path("params.yaml")) -> None:  # fmt: skip
+    """Judge one model on every task: the target itself, or a donor or graft beside a target that was judged before."""
+    if (target is None) != (judged is None):
+        raise BadInput("Expected --target and --judged, its evaluation, or neither for the target itself; got one.")
+    beside = Target(target, judged / "text.safetensors") if target and judged else None
+    frame, states = evaluate(model, prompts, tasks, read_settings(params, "evaluate", Evaluate), beside)
     means = frame.groupby("task")["right"].mean().dropna().astype(float).round(6).to_dict()
     with new_directory(out) as directory:
         frame.to_parquet(directory / "items.parquet", index=False)
         write_json(directory / "metrics.json", {"accuracy": means, "items": frame["task"].value_counts().to_dict()})
+        if beside is None:
+            tokens = torch.tensor([len(each) for each in states])
+            save_file({"states": torch.cat(states), "tokens": tokens}, directory / "text.safetensors")
     print(", ".join(f"{task} {value:.3f}" for task, value in means.items()))
 
 

@@ -43,7 +43,7 @@ def keep(parts: Parts, sequences: list[tuple[tuple[int, ...], int]], predictions
     left: list[torch.Tensor] = []
     handle = block.register_forward_hook(lambda m, a, out: left.append(out[0] if isinstance(out, tuple) else out))
     try:
-        for group in batches([len(ids) for ids, _ in sequences], budget=512 if predictions else 2048):
+        for group in batches([len(ids) for ids, _ in sequences], budget=512):
             ids = pad([sequences[i][0] for i in group], parts.target.device)
             left.clear()
             output = (parts.target if predictions else parts.target.base_model)(input_ids=ids, use_cache=False)

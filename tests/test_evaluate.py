@@ -11,7 +11,8 @@ from lm_eval.evaluator import evaluate as lm_evaluate
 from lm_eval.tasks import TaskManager
 
 from stages.anatomy.loading import load
-from stages.evaluate import TASKS, Evaluate, evaluate, main
+from stages.errors import BadInput
+from stages.evaluate import TASKS, Evaluate, Target, evaluate, main
 from stages.prompts import Prompts, prompts
 from stages.storage import read_json, read_jsonl, write_jsonl
 from tests import families, grafts
@@ -55,13 +56,16 @@ def root(tmp_path_factory) -> Path:
     return made
 
 
-def judged(root: Path, model: Path, budget: int = 256, items: str = "prompts") -> pd.DataFrame:
-    return evaluate(model, root / "llama_0", root / items, DATA, Evaluate(budget=budget))
+def judged(root: Path, model: Path, budget: int = 256) -> pd.DataFrame:
+    beside = Target(root / "llama_0", root / "target" / "text.safetensors")
+    return evaluate(model, root / "prompts", DATA, Evaluate(budget=budget), beside)[0]
 
 
 @pytest.fixture(scope="module")
 def frame(root) -> pd.DataFrame:
-    return judged(root, root / "llama_0")
+    (root / "params.yaml").write_text("evaluate: {budget: 256}")
+    main(root / "llama_0", root / "prompts", DATA, root / "target", params=root / "params.yaml")
+    return pd.read_parquet(root / "target" / "items.parquet")
 
 
 def test_there_is_a_row_an_item_in_order_with_the_columns_of_the_contract(root, frame):
@@ -131,7 +135,7 @@ def test_both_outcomes_of_a_question_occur(frame):
 
 @pytest.mark.parametrize("budget", [1, 4096])
 def test_the_budget_changes_no_score(root, frame, budget):
-    other = judged(root, root / "llama_0", budget)
+    other = evaluate(root / "llama_0", root / "prompts", DATA, Evaluate(budget=budget))[0]
     numbers = ["loglikelihood", "confidence"]
     pd.testing.assert_frame_equal(other.drop(columns=numbers), frame.drop(columns=numbers))
     pd.testing.assert_frame_equal(other[numbers], frame[numbers], atol=1e-5, rtol=1e-5)
@@ -161,7 +165,7 @@ def test_right_is_what_greedy_generation_gives(root, tmp_path):
             tmp_path / "p" / "retention" / f"{name}.jsonl", read_jsonl(root / "prompts" / "retention" / f"{name}.jsonl")
         )
     write_jsonl(tmp_path / "p" / "capability" / "test.jsonl", items)
-    made = evaluate(tmp_path / "model", tmp_path / "model", tmp_path / "p", DATA, Evaluate(budget=256))
+    made, _ = evaluate(tmp_path / "model", tmp_path / "p", DATA, Evaluate(budget=256))
     rows = made[made.task == "capability"].set_index("id")
     assert rows["right"].to_dict() == wanted
     right = rows[rows["right"]]
@@ -183,7 +187,7 @@ def test_the_target_does_not_diverge_from_itself_and_another_does(root, frame, t
     assert moved[moved.task != "text"]["kl"].isna().all()
 
 
-def test_divergence_is_that_of_the_distributions_token_by_token(root, tmp_path):
+def test_divergence_is_that_of_the_distributions_token_by_token(root, frame, tmp_path):
     other = grafts.target(tmp_path, seed=1)
     told = judged(root, other).query("task == 'text'").set_index("id")
     for row in read_jsonl(root / "prompts" / "retention" / "text.jsonl"):
@@ -194,17 +198,30 @@ def test_divergence_is_that_of_the_distributions_token_by_token(root, tmp_path):
         assert told.loc[row["id"], "tokens"] == ids.shape[1] - 1
 
 
-def test_a_model_with_another_tokenizer_has_no_divergence(root, tmp_path):
+def test_a_model_with_another_tokenizer_has_no_divergence(root, frame, tmp_path):
     told = judged(root, grafts.characters(tmp_path))
     assert told["kl"].isna().all() and told["loglikelihood"].notna().all()
 
 
 def test_the_stage_writes_rows_and_means_with_the_same_bytes(root, tmp_path, frame):
-    (tmp_path / "params.yaml").write_text("evaluate: {budget: 256}")
-    for name in ("one", "other"):
-        main(root / "llama_0", root / "llama_0", root / "prompts", DATA, tmp_path / name, tmp_path / "params.yaml")
-    assert all(p.read_bytes() == (tmp_path / "other" / p.name).read_bytes() for p in (tmp_path / "one").iterdir())
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "one" / "items.parquet"), frame)
-    made = read_json(tmp_path / "one" / "metrics.json")
+    again = tmp_path / "again"
+    main(root / "llama_0", root / "prompts", DATA, again, params=root / "params.yaml")
+    assert sorted(p.name for p in again.iterdir()) == ["items.parquet", "metrics.json", "text.safetensors"]
+    assert all(p.read_bytes() == (root / "target" / p.name).read_bytes() for p in again.iterdir())
+    made = read_json(again / "metrics.json")
     assert made["items"] == {"capability": 30, "retention": 10, "text": 3}
     assert made["accuracy"]["retention"] == pytest.approx(frame[frame.task == "retention"]["right"].mean(), abs=1e-6)
+
+
+def test_states_of_other_texts_are_refused(root, frame, tmp_path):
+    write_jsonl(tmp_path / "p" / "retention" / "text.jsonl", [{"id": "t", "topic": "town", "text": "Another text."}])
+    for name in ("capability/test", "retention/questions"):
+        write_jsonl(tmp_path / "p" / f"{name}.jsonl", read_jsonl(root / "prompts" / f"{name}.jsonl"))
+    with pytest.raises(BadInput, match="Expected the target's states on these texts, got others"):
+        evaluate(root / "llama_0", tmp_path / "p", DATA, Evaluate(budget=256),
+                 Target(root / "llama_0", root / "target" / "text.safetensors"))  # fmt: skip
+
+
+def test_a_target_comes_with_its_evaluation(root, tmp_path):
+    with pytest.raises(BadInput, match="or neither"):
+        main(root / "llama_0", root / "prompts", DATA, tmp_path / "out", target=root / "llama_0")

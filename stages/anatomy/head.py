@@ -1,7 +1,7 @@
 """Next-token logits where they are read, without those of all other positions."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
@@ -16,25 +16,42 @@ def logits_at(
     its head sees the chosen states alone. For most vocabularies the others' logits would cost more than the blocks.
     `past` is the cache of what every row goes on from, and is used up.
     """
-    with _picked(model, row, column):
+    return states_and_logits_at(model, ids, row, column, past)[1]
+
+
+def states_and_logits_at(
+    model: PreTrainedModel, ids: torch.Tensor, row: torch.Tensor, column: torch.Tensor, past: Cache | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `logits_at`, and the states [positions, width] that the head makes them from."""
+    with _fed(model, lambda states: states[row, column][None]) as fed:
         output = model(input_ids=ids.to(model.device), past_key_values=past, use_cache=past is not None)
-    return output.logits[0]
+    return fed[0][0], output.logits[0]
+
+
+def logits_of(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+    """The logits [rows, vocabulary] that the model makes from states [rows, width], as its head is given them."""
+    with _fed(model, lambda _: states[None]):
+        return model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False).logits[0]
 
 
 def cached(model: PreTrainedModel, ids: torch.Tensor) -> Cache | None:
     """The cache after a pass over `ids` [batch, tokens]; None when this architecture's is not one of plain rows."""
-    with _picked(model, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)):
+    with _fed(model, lambda states: states[:1, :1]):
         past = getattr(model(input_ids=ids.to(model.device), use_cache=True), "past_key_values", None)
     return past if isinstance(past, DynamicCache) else None
 
 
 @contextlib.contextmanager
-def _picked(model: PreTrainedModel, row: torch.Tensor, column: torch.Tensor) -> Iterator[None]:
-    def pick(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (inputs[0][row, column][None],)
+def _fed(model: PreTrainedModel, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Inside the block the head is given `change(states)`, which is noted in the list."""
+    fed: list[torch.Tensor] = []
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    def feed(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        fed.append(change(inputs[0]))
+        return (fed[-1],)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(feed)
     try:
-        yield
+        yield fed
     finally:
         handle.remove()

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stages.anatomy.encoding import Batch, Encoded, bundles_of, texts_of
-from stages.anatomy.head import cached, logits_at
+from stages.anatomy.head import cached, logits_at, logits_of, states_and_logits_at
 
 _ROWS = 128  # distributions worked on at a time: some 25 MB, which the allocator keeps for the next
 
@@ -76,20 +76,31 @@ class Read:
     """Mean KL(reference ‖ model) in nats a token; None without a reference"""
     agreement: float | None
     """Share of tokens at which both think the same token the likeliest"""
+    states: torch.Tensor
+    """[tokens scored, width], what the head makes the predictions from"""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model that has read the same texts before."""
+
+    model: PreTrainedModel
+    states: Sequence[torch.Tensor]
+    """[texts] of [tokens scored, width], as it read them"""
 
 
 @torch.inference_mode()
 def read(
-    model: PreTrainedModel,
-    sequences: Sequence[Sequence[int]],
-    reference: PreTrainedModel | None = None,
-    budget: int = 1024,
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], reference: Reference | None = None, budget: int = 1024
 ) -> list[Read]:
-    """Reads whole sequences of token ids, `budget` padded tokens a pass; `reference` has the same tokenizer."""
+    """Reads whole sequences of token ids, `budget` padded tokens a pass."""
     results: dict[int, Read] = {}
     for batch in texts_of(sequences, budget):
-        own = logits_at(model, batch.ids, batch.row, batch.column)
-        other = own if reference is None else logits_at(reference, batch.ids, batch.row, batch.column)
+        states, own = states_and_logits_at(model, batch.ids, batch.row, batch.column)
+        items, counts = (values.tolist() for values in batch.item.unique_consecutive(return_counts=True))
+        other = own
+        if reference is not None:  # all rows at once, since the rounding of a product depends on how many there are
+            other = logits_of(reference.model, torch.cat([reference.states[i] for i in items]).to(model.device))
         told, moved, same = [], [], []
         for (logits, following), theirs in zip(_parts(own, batch.following), other.split(_ROWS), strict=True):
             logprobs = logits.log_softmax(-1)
@@ -98,16 +109,11 @@ def read(
                 expected = theirs.float().log_softmax(-1)
                 moved.append((expected.exp() * (expected - logprobs)).sum(-1))
                 same.append(expected.argmax(-1) == logprobs.argmax(-1))
-        items, counts = batch.item.unique_consecutive(return_counts=True)
-        sums = [torch.cat(v).double().cpu().split(counts.tolist()) if v else None for v in (told, moved, same)]
-        for i, index in enumerate(items.tolist()):
-            loglikelihood, divergence, agreement = (None if v is None else v[i] for v in sums)
-            results[index] = Read(
-                float(loglikelihood.sum()),
-                int(counts[i]),
-                None if divergence is None else float(divergence.mean()),
-                None if agreement is None else float(agreement.mean()),
-            )
+        each = [torch.cat(v).double().cpu().split(counts) if v else None for v in (told, moved, same)]
+        for i, (index, count, kept) in enumerate(zip(items, counts, states.cpu().split(counts), strict=True)):
+            loglikelihood, divergence, agreement = (None if v is None else float(v[i].sum()) for v in each)
+            means = (None if v is None else v / count for v in (divergence, agreement))
+            results[index] = Read(loglikelihood or 0.0, count, *means, kept)
     return [results[i] for i in range(len(sequences))]
 
 
