@@ -25,7 +25,7 @@ class Prompts(Settings):
     """Share of the test in phrasings that training never shows."""
     seed: int = 0
     kept_texts: int = pydantic.Field(gt=0)
-    """Retention texts that gates and evidence may see; the others are for judging."""
+    """Retention texts that gates and evidence may see, beside those marked `kept`; the others are for judging."""
     kept_questions: int = pydantic.Field(gt=0)
     """Retention questions likewise, told with their answers."""
 
@@ -34,8 +34,8 @@ def prompts(settings: Prompts, questions: Path, text: Path, out: Path) -> None:
     """Writes capability/{train,calibration,test}.jsonl and retention/{train,questions,text}.jsonl under `out`.
 
     A capability row has prompt, answer, operation, digits, phrasing, seen, pair and id; a question has id, topic,
-    question, choices and answer (the right choice's index); a text has id, topic and text. Raises BadInput when an
-    item of the user's lacks one of these.
+    question, choices and answer (the right choice's index); a text has id, topic and text, and `kept: true` where it
+    is never to judge by. Raises BadInput when an item of the user's lacks one of these.
     """
     stream = arithmetic.stream(settings.seed)
     train = [next(stream) for _ in range(settings.train)]
@@ -48,7 +48,8 @@ def prompts(settings: Prompts, questions: Path, text: Path, out: Path) -> None:
         rows = [{"id": f"{split}-{number:05d}", **asdict(item)} for number, item in enumerate(items)]
         write_jsonl(out / "capability" / f"{split}.jsonl", rows)
     asked = _checked(questions, ("id", "topic", "question"), _is_question)
-    told = _checked(text, ("id", "topic", "text"), lambda row: True)
+    texts = _checked(text, ("id", "topic", "text"), lambda row: True)
+    marked, told = ([row for row in texts if bool(row.get("kept")) == kept] for kept in (True, False))
     random.Random(f"retention {settings.seed}").shuffle(asked)
     random.Random(f"retention {settings.seed}").shuffle(told)
     if len(asked) <= settings.kept_questions or len(told) <= settings.kept_texts:
@@ -60,7 +61,7 @@ def prompts(settings: Prompts, questions: Path, text: Path, out: Path) -> None:
         {"id": q["id"], "topic": q["topic"], "text": f"Question: {q['question']}\nAnswer: {q['choices'][q['answer']]}"}
         for q in asked[: settings.kept_questions]
     ]
-    write_jsonl(out / "retention" / "train.jsonl", told[: settings.kept_texts] + shown)
+    write_jsonl(out / "retention" / "train.jsonl", told[: settings.kept_texts] + marked + shown)
     write_jsonl(out / "retention" / "questions.jsonl", sorted(asked[settings.kept_questions :], key=lambda q: q["id"]))
     write_jsonl(out / "retention" / "text.jsonl", sorted(told[settings.kept_texts :], key=lambda t: t["id"]))
 

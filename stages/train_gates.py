@@ -66,25 +66,31 @@ def stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
 
 
-def logits(parts: Parts, kept: list[Kept], chosen: torch.Tensor | None = None) -> torch.Tensor:
+def logits(parts: Parts, kept: list[Kept], most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """The graft's logits [positions, vocabulary] where it predicts the tokens of `kept` that training looks at.
 
-    `chosen` [n] picks some of these positions.
+    With `most`, at those of these positions alone whose states the injection moves the farthest for their length.
+    Second, which positions these are, [positions], counted over all of `kept`.
     """
     ids = stacked([torch.tensor(k.ids, device=k.h.device) for k in kept])
     h, d, known = (stacked([getattr(k, name) for k in kept]) for name in ("h", "d", "known"))
     places = [(row, column) for row, k in enumerate(kept) for column in range(k.start - 1, len(k.ids) - 1)]
-    row, column = torch.tensor(places if chosen is None else [places[i] for i in chosen.tolist()]).T
-    with resumed(parts.target, parts.layer, parts.injection(h, d, known)):
-        return logits_at(parts.target, ids, row, column)
+    row, column = torch.tensor(places, device=h.device).T
+    changed = parts.injection(h, d, known)
+    chosen = torch.arange(len(places), device=h.device)
+    if most is not None and most < len(places):
+        moved = (changed.detach() - h).norm(dim=-1) / h.norm(dim=-1)
+        chosen = moved[row, column].topk(most).indices
+    with resumed(parts.target, parts.layer, changed):
+        return logits_at(parts.target, ids, row[chosen], column[chosen]), chosen
 
 
 def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) -> list[dict[str, Any]]:
     """Trains the injection in place by Adam; gives the loss curve.
 
-    Loss: cross-entropy of the answers' tokens + divergence · KL(target ‖ graft) at `positions` tokens of the texts, in
-    nats a token; a text is drawn as often as it is long. Answers and texts pass apart, since texts are several times
-    as long and would pad the answers.
+    Loss: cross-entropy of the answers' tokens + divergence · KL(target ‖ graft) at the `positions` tokens of the texts
+    whose states the injection moves most, in nats a token; a text is drawn as often as it is long. Answers and texts
+    pass apart, since texts are several times as long and would pad the answers.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.Adam(parts.injection.parameters(), lr=recipe.learning_rate)
@@ -97,12 +103,10 @@ def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) 
         asked = [items[i] for i in torch.randint(len(items), (recipe.batch,), generator=generator).tolist()]
         told = [texts[i] for i in torch.multinomial(lengths, recipe.texts, True, generator=generator).tolist()]
         wanted = torch.tensor([i for k in asked for i in k.ids[k.start :]], device=asked[0].h.device)
-        right = cross_entropy(logits(parts, asked), wanted)
+        right = cross_entropy(logits(parts, asked)[0], wanted)
         reference = torch.cat([k.final[k.start - 1 : -1] for k in told if k.final is not None])
-        some = torch.randperm(len(reference), generator=generator)[: recipe.positions]
-        moved = kl_div(
-            logits(parts, told, some).log_softmax(-1), reference[some], log_target=True, reduction="batchmean"
-        )
+        told_now, chosen = logits(parts, told, recipe.positions)
+        moved = kl_div(told_now.log_softmax(-1), reference[chosen], log_target=True, reduction="batchmean")
         optimizer.zero_grad(set_to_none=True)
         (right + recipe.divergence * moved).backward()
         optimizer.step()

@@ -181,6 +181,16 @@ def test_a_line_that_is_no_json_is_named(tmp_path):
         prompts(SETTINGS, questions, text, tmp_path / "out")
 
 
+def test_texts_that_are_marked_are_never_judged_by(tmp_path):
+    marked = [{"id": f"m{i}", "topic": "t", "text": "Marked.", "kept": True} for i in range(3)]
+    prompts(SETTINGS, *sources(tmp_path, texts=[*marked, *TEXTS]), tmp_path / "out")
+    told = {name: [row["id"] for row in read_jsonl(tmp_path / "out" / "retention" / f"{name}.jsonl")]
+            for name in ("train", "text")}  # fmt: skip
+    assert {"m0", "m1", "m2"} <= set(told["train"]) and not {"m0", "m1", "m2"} & set(told["text"])
+    prompts(SETTINGS, *sources(tmp_path, texts=TEXTS), tmp_path / "bare")
+    assert told["text"] == [row["id"] for row in read_jsonl(tmp_path / "bare" / "retention" / "text.jsonl")]
+
+
 def test_keeping_everything_for_training_is_refused(tmp_path):
     greedy = SETTINGS.model_copy(update={"kept_texts": 6})
     with pytest.raises(BadInput, match="more than 3 questions and 6 texts, got 9 and 6, which leaves none to judge by"):

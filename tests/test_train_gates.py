@@ -45,7 +45,7 @@ def spelt(tmp_path):
 def assert_equal_to_the_whole_graft(made: Parts, path: Path) -> None:
     graft, (items, texts) = grafts.loaded(path), kept(made)
     for group in (items, texts, items[:1]):
-        told = logits(made, group)
+        told = logits(made, group)[0]
         whole = [graft(input_ids=torch.tensor([k.ids]), use_cache=False).logits[0, k.start - 1 : -1] for k in group]
         assert told.shape[0] == sum(len(k.ids) - k.start for k in group)
         assert torch.allclose(told, torch.cat(whole), atol=1e-4, rtol=1e-4)
@@ -92,13 +92,25 @@ def test_the_loss_falls_and_is_that_of_the_answers(spelt):
     wanted = torch.tensor([i for k in items for i in k.ids[k.start :]])
 
     def loss() -> float:
-        return cross_entropy(logits(spelt, items), wanted).item()
+        return cross_entropy(logits(spelt, items)[0], wanted).item()
 
     before = loss()
     curve = train(spelt, training(), items, texts)
     assert [row["step"] for row in curve] == list(range(60))
     assert loss() < 0.5 * before
     assert curve[-1]["cross_entropy"] < 0.5 * curve[0]["cross_entropy"]
+
+
+def test_the_positions_that_are_looked_at_are_those_that_the_injection_moves_most(spelt):
+    _, texts = kept(spelt)
+    whole, everywhere = logits(spelt, texts)
+    few, chosen = logits(spelt, texts, 3)
+    assert everywhere.tolist() == list(range(sum(len(k.ids) - k.start for k in texts)))
+    assert torch.allclose(few, whole[chosen], atol=1e-4)
+    with torch.no_grad():
+        moved = torch.cat([((spelt.injection(k.h[None], k.d[None], k.known[None])[0] - k.h).norm(dim=-1)
+                            / k.h.norm(dim=-1))[k.start - 1 : -1] for k in texts])  # fmt: skip
+    assert sorted(chosen.tolist()) == sorted(moved.topk(3).indices.tolist())
 
 
 def test_the_weight_on_divergence_keeps_the_target_where_it_was(tmp_path):

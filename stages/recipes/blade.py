@@ -28,7 +28,7 @@ class Training(Settings):
     texts: int = pydantic.Field(gt=0)
     """Texts a step, drawn as often as they are long."""
     positions: int = pydantic.Field(gt=0)
-    """Tokens of them a step, drawn at random, at which the divergence is taken."""
+    """Tokens of them a step at which the divergence is taken: those whose states the injection moves most."""
     learning_rate: float = pydantic.Field(gt=0)
     divergence: float = pydantic.Field(ge=0)
     """Weight of KL(target ‖ graft) on text, in nats a token, beside the cross-entropy in nats a token."""
