@@ -130,7 +130,7 @@ def test_weights_cut_short(refused, built, tmp_path):
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     options = {"prompts": built.root / "data" / "prompts", "tasks": built.root / "data" / "tasks"}
-    options |= {"target": built.root / "data" / "models" / "target", "params": built.root / "params.yaml"}
+    options |= {"params": built.root / "params.yaml"}
     assert str(model) in refused(evaluate.main, model=model, out=tmp_path / "out", **options)
 
 
