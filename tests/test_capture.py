@@ -133,6 +133,16 @@ def test_rows_without_their_keys_or_without_tokens_are_named(inputs, tmp_path):
         texts_of(tokenizer(), SETTINGS, inputs[0], empty)
 
 
+def test_texts_are_the_same_however_many_are_tokenized_at_once(inputs, monkeypatch):
+    def plain() -> list[tuple]:
+        read = texts_of(tokenizer(), SETTINGS, *inputs)
+        return [(text.id, text.digest, list(text.tokens), text.offsets.tolist()) for text in read]
+
+    together = plain()
+    monkeypatch.setattr("stages.capture._AT_ONCE", 2)
+    assert plain() == together
+
+
 def test_a_site_that_the_file_lacks_names_the_nearest(inputs, tmp_path):
     file = captured(inputs, tmp_path / "a.h5")
     shutil.copy(tmp_path / "a.h5", tmp_path / "b.h5")
