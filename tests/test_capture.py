@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -136,7 +137,7 @@ def test_rows_without_their_keys_or_without_tokens_are_named(inputs, tmp_path):
 def test_texts_are_the_same_however_many_are_tokenized_at_once(inputs, monkeypatch):
     def plain() -> list[tuple]:
         read = texts_of(tokenizer(), SETTINGS, *inputs)
-        return [(text.id, text.digest, list(text.tokens), text.offsets.tolist()) for text in read]
+        return [(text.id, text.digest, list(text.tokens), np.asarray(text.offsets).tolist()) for text in read]
 
     together = plain()
     monkeypatch.setattr("stages.capture._AT_ONCE", 2)

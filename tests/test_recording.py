@@ -261,7 +261,10 @@ def test_a_model_on_two_gpus_writes_what_it_writes_on_one(tmp_path):
 def test_the_file_is_plain_hdf5_with_ids_and_offsets_beside_the_states(tmp_path):
     whole(tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5") as file:
-        assert [name.decode() for name in file["ids"][:3]] == ["t0", "t1", "t2"]
-        assert file["tokens"].shape[0] == file["offsets"].shape[0] == file["sites/layers.1"].shape[0]
-        assert file["tokens"][:3].tolist() == texts()[0].tokens
-        assert list(file["sites"]) == SITES
+        found = {}
+        file.visititems(lambda name, each: found.update({name: each[:]}) if isinstance(each, h5py.Dataset) else None)
+    assert found["ids"][:3].tolist() == [b"t0", b"t1", b"t2"]
+    assert found["tokens"][:3].tolist() == texts()[0].tokens
+    rows = sum(len(text.tokens) for text in texts())
+    assert {name: len(found[name]) for name in ("tokens", "offsets")} == {"tokens": rows, "offsets": rows}
+    assert [found[f"sites/{name}"].shape for name in SITES] == [(rows, 8), (rows, 32), (rows, 32)]

@@ -48,6 +48,5 @@ def spread(model: PreTrainedModel) -> PreTrainedModel:
 def entry_of(model: PreTrainedModel) -> torch.device:
     """Where `model` wants its token ids: beside its embedding, or where accelerate brings that for a pass."""
     embedding = model.get_input_embeddings()
-    hook = getattr(embedding, "_hf_hook", None)
-    chosen = getattr(hook, "execution_device", None)
-    return torch.device(chosen if chosen is not None else embedding.weight.device)
+    chosen = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return torch.device(chosen) if chosen is not None else next(embedding.parameters()).device

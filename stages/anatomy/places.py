@@ -22,11 +22,11 @@ class Output:
     module: nn.Module
     before = False
 
-    def read(self, _inputs: tuple[Any, ...], output: Any) -> torch.Tensor:
+    def read(self, inputs: tuple[Any, ...], output: Any) -> torch.Tensor:
         """The output's first tensor."""
         return output if isinstance(output, torch.Tensor) else output[0]
 
-    def write(self, _inputs: tuple[Any, ...], output: Any, state: torch.Tensor) -> Any:
+    def write(self, inputs: tuple[Any, ...], output: Any, state: torch.Tensor) -> Any:
         """The output with `state` as its first tensor."""
         return state if isinstance(output, torch.Tensor) else (state, *output[1:])
 
@@ -40,11 +40,11 @@ class Head:
     channels: slice
     before = True
 
-    def read(self, inputs: tuple[Any, ...], _output: Any) -> torch.Tensor:
+    def read(self, inputs: tuple[Any, ...], output: Any) -> torch.Tensor:
         """A view of the head's channels."""
         return inputs[0][..., self.channels]
 
-    def write(self, inputs: tuple[Any, ...], _output: Any, state: torch.Tensor) -> Any:
+    def write(self, inputs: tuple[Any, ...], output: Any, state: torch.Tensor) -> Any:
         """The projection's inputs with `state` in the head's channels; the other heads keep theirs."""
         whole = inputs[0].clone()
         whole[..., self.channels] = state

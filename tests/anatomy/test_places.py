@@ -1,5 +1,7 @@
 """Heads, routers and experts are what the formulas say, and replacing one changes it and nothing beside it."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
@@ -65,7 +67,8 @@ def test_a_head_is_its_attention_times_the_values_of_its_group(family):
     model = tiny(family)
     model.set_attn_implementation("eager")
     block = "model.layers.2.self_attn" if family != "gpt_neox" else "gpt_neox.layers.2.attention"
-    attention, kept = model.get_submodule(block), {}
+    attention: Any = model.get_submodule(block)
+    kept: dict[str, Any] = {}
     handle = attention.register_forward_hook(
         lambda _m, inputs, kwargs, output: kept.update(x=kwargs.get("hidden_states", *inputs[:1]), weights=output[1]),
         with_kwargs=True,
@@ -156,7 +159,8 @@ def test_the_experts_by_the_router_s_weights_sum_to_the_mixture_s_output(family)
 
 def test_an_expert_of_a_mixtral_is_the_plain_formula_of_its_stacked_weights():
     model, kept = mixture("mixtral"), {}
-    stack, router = resolve(model, EXPERTS[0]).module, resolve(model, ROUTER).module
+    stack: Any = resolve(model, EXPERTS[0]).module
+    router: Any = resolve(model, ROUTER).module
     handle = stack.register_forward_hook(lambda _m, inputs, _output: kept.update(x=inputs[0]))
     states = states_of(model, [*EXPERTS, ROUTER])
     handle.remove()
