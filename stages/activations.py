@@ -24,8 +24,8 @@ class Text:
     digest: str
     """SHA-256 of the text, the same for every model."""
     tokens: Sequence[int]
-    offsets: Sequence[tuple[int, int]]
-    """Half-open ranges of characters."""
+    offsets: Sequence[tuple[int, int]] | np.ndarray
+    """Half-open ranges of characters, [tokens, 2]."""
 
 
 def digest(text: str) -> str:
@@ -51,8 +51,12 @@ def create(path: Path, texts: Sequence[Text], widths: dict[str, int]) -> dict[st
         sites = file.create_group("sites", track_order=True)
         for site, width in widths.items():
             _allocate(sites, site, (int(starts[-1]), width))
-        file.flush()
-        places = _places(file)
+    return mapped(path)
+
+
+def mapped(path: Path) -> dict[str, np.memmap]:
+    """Per site, an array [tokens, width] of uint16 in a file that `create` laid out; BadInput when it is cut off."""
+    places = Activations(path)._places
     return {
         site: np.memmap(path, np.uint16, "r+", offset=offset, shape=shape) for site, (offset, shape) in places.items()
     }

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -131,6 +132,16 @@ def test_rows_without_their_keys_or_without_tokens_are_named(inputs, tmp_path):
     empty = jsonl(tmp_path / "empty.jsonl", [{"id": "t9", "text": ""}])
     with pytest.raises(BadInput, match="got none in t9"):
         texts_of(tokenizer(), SETTINGS, inputs[0], empty)
+
+
+def test_texts_are_the_same_however_many_are_tokenized_at_once(inputs, monkeypatch):
+    def plain() -> list[tuple]:
+        read = texts_of(tokenizer(), SETTINGS, *inputs)
+        return [(text.id, text.digest, list(text.tokens), np.asarray(text.offsets).tolist()) for text in read]
+
+    together = plain()
+    monkeypatch.setattr("stages.capture._AT_ONCE", 2)
+    assert plain() == together
 
 
 def test_a_site_that_the_file_lacks_names_the_nearest(inputs, tmp_path):

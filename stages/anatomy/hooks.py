@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stages.anatomy.blocks import blocks
+from stages.anatomy.places import Place
 from stages.anatomy.sites import resolve_all
 from stages.errors import BadInput
 
@@ -60,28 +61,32 @@ def replacing(model: PreTrainedModel, changes: dict[str, Callable[[torch.Tensor]
 
 @contextlib.contextmanager
 def _hooked(model: PreTrainedModel, actions: dict[str, Callable[[str, torch.Tensor], torch.Tensor]]) -> Iterator[None]:
-    modules = resolve_all(model, list(actions))
+    places = resolve_all(model, list(actions))
     fired: set[str] = set()
     batch_and_tokens: list[int] = []
 
     def note_shape(_block: Any, inputs: tuple[Any, ...]) -> None:
         batch_and_tokens[:] = inputs[0].shape[:2]
 
-    def hook_for(site: str) -> Callable[..., Any]:
-        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+    def hook_for(site: str, place: Place) -> Callable[..., Any]:
+        def hook(_module: Any, inputs: tuple[Any, ...], output: Any = None) -> Any:
             fired.add(site)
-            state = output if isinstance(output, torch.Tensor) else output[0]
-            shaped = state if state.ndim == 3 else state.view(*batch_and_tokens, -1)  # OPT flattens before its MLP
+            state = place.read(inputs, output)
+            # OPT's MLP, routers and experts see their tokens without batches
+            shaped = state if state.ndim == 3 else state.view(*batch_and_tokens, -1)
             changed = actions[site](site, shaped)
-            if changed is shaped:
+            given = output if isinstance(output, tuple) else (output,)
+            if changed is shaped and (not shaped.requires_grad or any(shaped is each for each in given)):
                 return None
-            flat = changed.reshape(state.shape)
-            return flat if isinstance(output, torch.Tensor) else (flat, *output[1:])
+            # A view is put back too, so that what follows depends on it and gradients reach it
+            return place.write(inputs, output, changed.to(state.device).reshape(state.shape))
 
         return hook
 
     handles = [blocks(model)[0].register_forward_pre_hook(note_shape)]
-    handles += [module.register_forward_hook(hook_for(site)) for site, module in modules.items()]
+    for site, place in places.items():
+        register = place.module.register_forward_pre_hook if place.before else place.module.register_forward_hook
+        handles.append(register(hook_for(site, place)))
     try:
         yield
     finally:

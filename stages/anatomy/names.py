@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 from stages.errors import BadInput, nearest
 
+_NUMBERED = {"heads": "head", "experts": "expert"}
+_NAMED = {"self_attn": "attention", "mlp": "mlp", "router": "router"}
+
 
 def layer_of(site: str) -> int | None:
     """The block that a site belongs to; None for `embed`, `norm` and `lm_head`."""
@@ -14,10 +17,11 @@ def layer_of(site: str) -> int | None:
 
 
 def kind_of(site: str) -> str:
-    """What a site is: `embed`, `block`, `attention`, `mlp`, `norm` or `lm_head`."""
+    """What a site is: `embed`, `block`, `attention`, `head`, `mlp`, `router`, `expert`, `norm` or `lm_head`."""
     if layer_of(site) is None:
         return site
-    return {"self_attn": "attention", "mlp": "mlp"}.get(site.split(".")[-1], "block")
+    *outer, last = site.split(".")
+    return _NUMBERED.get(outer[-1]) or _NAMED.get(last, "block")
 
 
 def layer_index(spec: str | int | float, count: int) -> int:

@@ -1,44 +1,97 @@
 """Sites: one canonical name for each place in a model, whatever its architecture calls it."""
 
+import inspect
+from collections.abc import Iterable, Iterator
+
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from stages.anatomy.blocks import attention_of, blocks, mlp_output_of, stack
 from stages.anatomy.names import layer_of
+from stages.anatomy.places import Expert, Head, Output, Place, Router
 from stages.errors import BadInput, nearest
 
 _FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+_ATTENTION_OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
+_MLP_OUTPUT = ("down_proj", "dense_4h_to_h", "fc2", "c_proj")
+_ROUTER = ("gate", "router")
 
 
-def sites_of(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Every site of `model`, in the order in which a forward pass reaches them, and the module whose output it is.
+def sites_of(model: PreTrainedModel) -> dict[str, Place]:
+    """Every site of `model`, in the order in which a forward pass reaches them, and the place where its state passes.
 
-    `layers.I` is the residual stream that leaves block I, `layers.I.self_attn` and `layers.I.mlp` are the outputs of
-    its attention and its MLP, before any norm that follows them (Gemma 2). OPT's MLP is the output of its `fc2`.
+    `layers.I` is the residual stream that leaves block I; `layers.I.self_attn` and `layers.I.mlp` are the outputs of
+    its attention and its MLP, before the residual stream is added and before any norm that follows them (Gemma 2);
+    `layers.I.self_attn.heads.J` is head J's part of what enters the attention's output projection, as wide as a head.
+    A mixture has `layers.I.mlp.router`, its logits over the experts, and `layers.I.mlp.experts.J`, one expert's output
+    for the tokens routed to it, zero for the others.
     """
-    found: dict[str, nn.Module | None] = {"embed": model.get_input_embeddings()}
+    found: dict[str, Place] = {"embed": Output(model.get_input_embeddings())}
+    heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
     for index, block in enumerate(blocks(model)):
-        found[f"layers.{index}.self_attn"] = attention_of(block)
-        found[f"layers.{index}.mlp"] = mlp_output_of(block)
-        found[f"layers.{index}"] = block
-    siblings = dict(stack(model).named_children())
-    found["norm"] = next((siblings[name] for name in _FINAL_NORM if name in siblings), None)
-    found["lm_head"] = model.get_output_embeddings()
-    return {name: module for name, module in found.items() if module is not None}
+        attention, mlp = attention_of(block), mlp_output_of(block)
+        if attention is not None:
+            found |= {f"layers.{index}.self_attn.{name}": place for name, place in _heads(attention, heads)}
+            found[f"layers.{index}.self_attn"] = Output(_without_residual(attention, _ATTENTION_OUTPUT))
+        if mlp is not None:
+            found |= {f"layers.{index}.mlp.{name}": place for name, place in _mixture(mlp)}
+            found[f"layers.{index}.mlp"] = Output(_without_residual(mlp, _MLP_OUTPUT))
+        found[f"layers.{index}"] = Output(block)
+    norms = [child for name, child in stack(model).named_children() if name in _FINAL_NORM]
+    if norms:
+        found["norm"] = Output(norms[0])
+    if (head := model.get_output_embeddings()) is not None:
+        found["lm_head"] = Output(head)
+    return found
 
 
-def resolve(model: PreTrainedModel, site: str) -> nn.Module:
-    """The module whose output is `site`; BadInput names the nearest site that the model has."""
+def _heads(attention: nn.Module, count: int | None) -> Iterator[tuple[str, Place]]:
+    """Each head's part of the output projection's input; nothing when no projection is known or heads are uneven."""
+    projection = _child(attention, _ATTENTION_OUTPUT)
+    if count and isinstance(projection, nn.Linear | Conv1D):
+        total = projection.weight.shape[0] if isinstance(projection, Conv1D) else projection.in_features
+        width, rest = divmod(total, count)
+        for head in range(count if not rest else 0):
+            yield f"heads.{head}", Head(projection, slice(head * width, (head + 1) * width))
+
+
+def _mixture(mlp: nn.Module) -> Iterator[tuple[str, Place]]:
+    """A mixture's router and experts; nothing for a plain MLP and for experts that are not one stack."""
+    router, experts = _child(mlp, _ROUTER), _child(mlp, ("experts",))
+    count = getattr(experts, "num_experts", None)
+    if router is None or experts is None or count is None or len(inspect.signature(experts.forward).parameters) != 3:
+        return
+    yield "router", Router(router)
+    for expert in range(count):
+        yield f"experts.{expert}", Expert(experts, expert)
+
+
+def _without_residual(module: nn.Module, last: tuple[str, ...]) -> nn.Module:
+    """The module whose output is added to the residual stream: the last matrix where `module` does the adding, as
+    Bloom's do."""
+    adds = "residual" in inspect.signature(module.forward).parameters
+    return (_child(module, last) if adds else None) or module
+
+
+def _child(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
+    """The outermost module inside `module` that has one of `names`; None when there is none."""
+    inside = sorted(module.named_modules(), key=lambda each: each[0].count("."))
+    return next((found for path, found in inside if path.rpartition(".")[2] in names), None)
+
+
+def resolve(model: PreTrainedModel, site: str) -> Place:
+    """Where the state of `site` passes; BadInput names the nearest site that the model has."""
     return _pick(sites_of(model), site)
 
 
-def resolve_all(model: PreTrainedModel, sites: list[str]) -> dict[str, nn.Module]:
-    """Each of `sites` with the module whose output it is; BadInput as from `resolve`."""
+def resolve_all(model: PreTrainedModel, sites: list[str]) -> dict[str, Place]:
+    """Each of `sites` with the place where its state passes; BadInput as from `resolve`."""
     known = sites_of(model)
     return {site: _pick(known, site) for site in sites}
 
 
-def _pick(known: dict[str, nn.Module], site: str) -> nn.Module:
+def _pick(known: dict[str, Place], site: str) -> Place:
     if site not in known:
         last = max((int(name.split(".")[1]) for name in known if name.startswith("layers.")), default=-1)
         index = layer_of(site)

@@ -10,14 +10,17 @@ from tests.families import FAMILIES, tiny
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_the_same_sites_in_the_same_order(family):
-    within = [f"layers.{i}{part}" for i in range(4) for part in (".self_attn", ".mlp", "")]
+    mixture = [".mlp.router", *(f".mlp.experts.{i}" for i in range(4))] if family == "mixtral" else []
+    parts = [*(f".self_attn.heads.{i}" for i in range(4)), ".self_attn", *mixture, ".mlp", ""]
+    within = [f"layers.{i}{part}" for i in range(4) for part in parts]
     assert list(sites_of(tiny(family))) == ["embed", *within, "norm", "lm_head"]
 
 
 def test_a_site_resolves_to_the_module_of_the_architecture():
     model = tiny("gpt2")
-    assert resolve(model, "layers.2.self_attn") is model.get_submodule("transformer.h.2.attn")
-    assert resolve(model, "norm") is model.get_submodule("transformer.ln_f")
+    assert resolve(model, "layers.2.self_attn").module is model.get_submodule("transformer.h.2.attn")
+    assert resolve(model, "layers.2.self_attn.heads.1").module is model.get_submodule("transformer.h.2.attn.c_proj")
+    assert resolve(model, "norm").module is model.get_submodule("transformer.ln_f")
 
 
 def test_a_misspelt_site_names_the_nearest():
@@ -31,17 +34,22 @@ def test_a_site_beyond_the_last_block_names_the_range():
 
 
 def test_kind_and_layer_are_read_from_the_name():
-    names = ["embed", "layers.12", "layers.3.self_attn", "layers.3.mlp", "norm"]
-    assert [kind_of(name) for name in names] == ["embed", "block", "attention", "mlp", "norm"]
-    assert [layer_of(name) for name in names] == [None, 12, 3, 3, None]
+    kinds = {
+        "embed": "embed", "layers.12": "block", "layers.3.self_attn": "attention", "layers.3.mlp": "mlp",
+        "layers.3.self_attn.heads.12": "head", "layers.3.mlp.router": "router", "layers.3.mlp.experts.0": "expert",
+        "norm": "norm",
+    }  # fmt: skip
+    assert {name: kind_of(name) for name in kinds} == kinds
+    assert [layer_of(name) for name in kinds] == [None, 12, 3, 3, 3, 3, 3, None]
 
 
 def test_a_star_stands_for_one_part_of_a_name():
     known = list(sites_of(tiny("llama")))
     assert matching(["layers.*"], known) == [f"layers.{i}" for i in range(4)]
     assert matching(["norm", "layers.*.mlp"], known) == [*(f"layers.{i}.mlp" for i in range(4)), "norm"]
+    assert matching(["layers.1.self_attn.heads.*"], known) == [f"layers.1.self_attn.heads.{i}" for i in range(4)]
 
 
 def test_a_pattern_that_means_no_site_is_refused():
-    with pytest.raises(BadInput, match=r"got 'layer\.\*', which means none of the model's 15 sites"):
+    with pytest.raises(BadInput, match=r"got 'layer\.\*', which means none of the model's 31 sites"):
         matching(["layer.*"], sites_of(tiny("llama")))
