@@ -1,7 +1,8 @@
 """Bridges from a donor's hidden spaces to the target's: fitted on some prompts, judged on others."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import torch
@@ -11,10 +12,25 @@ from stages.activations import Activations
 from stages.anatomy.names import layer_index
 from stages.command import run
 from stages.errors import BadInput
-from stages.maths.procrustes import agreement, orthogonal, ridge
-from stages.pairs import block_sites, paired
+from stages.maths.affine import Affine
+from stages.maths.agreement import agreement
+from stages.maths.mixture import Mixture, mixture
+from stages.maths.moments import Rows, moments
+from stages.maths.procrustes import orthogonal
+from stages.maths.regression import least_squares, low_rank, ridge
+from stages.pairs import PairedRows, block_sites, mapped, paired
 from stages.settings import Settings, read
 from stages.storage import new_directory, write_json
+
+
+class MixtureOf(Settings):
+    """Several ridge maps under one gate, trained offline on the squared error."""
+
+    bridges: int = pydantic.Field(ge=2)
+    epochs: int = pydantic.Field(default=4, ge=1)
+    """Passes of Adam over the rows, after the maps have been fitted in turn from moments."""
+    learning_rate: float = pydantic.Field(default=3e-4, gt=0)
+    """Its first step's, for standardised columns."""
 
 
 class Align(Settings):
@@ -22,11 +38,23 @@ class Align(Settings):
 
     target_layers: list[int | float | str] = ["n-4"]
     """The target's layers that each block of a donor with another number of blocks is bridged to."""
+    kinds: list[Literal["orthogonal", "similarity", "affine", "ridge", "low_rank"]] = ["orthogonal", "ridge"]
+    """A rotation alone, or with scale and shift; least squares without penalty, with one, or of limited rank too."""
     strength: float = pydantic.Field(default=0.05, ge=0)
     """Ridge penalty, as a multiple of the mean variance of a donor channel."""
+    rank: int = pydantic.Field(default=64, ge=1)
+    """Of `low_rank`."""
+    mixture: MixtureOf | None = None
+    """None for no mixture."""
     held_out: float = pydantic.Field(default=0.25, gt=0, lt=1)
     """Share of the prompts and of the texts that bridges are judged on."""
     seed: int = 0
+
+    @pydantic.model_validator(mode="after")
+    def _something_to_fit(self):
+        if not self.kinds and self.mixture is None:
+            raise ValueError("no bridge is named; name a kind, or a mixture")
+        return self
 
 
 def layer_pairs(donor_blocks: int, target_blocks: int, target_layers: list[int | float | str]) -> list[tuple[int, int]]:
@@ -50,15 +78,36 @@ def held_out(kinds: list[str], share: float, seed: int) -> torch.Tensor:
     return chosen
 
 
+def fitted(settings: Align, rows: Rows) -> dict[str, Affine | Mixture]:
+    """The bridge of each kind that `settings` name, by name, in float32."""
+    known = moments(rows)
+    fits: dict[str, Callable[[], Affine]] = {
+        "orthogonal": lambda: orthogonal(known),
+        "similarity": lambda: orthogonal(known, centred=True, scaled=True),
+        "affine": lambda: least_squares(known),
+        "ridge": lambda: ridge(known, settings.strength),
+        "low_rank": lambda: low_rank(known, settings.rank, settings.strength),
+    }
+    bridges: dict[str, Affine | Mixture] = {kind: fits[kind]().to(torch.float32) for kind in settings.kinds}
+    if several := settings.mixture:
+        made = mixture(
+            rows, known, several.bridges, settings.strength, several.epochs, several.learning_rate, settings.seed
+        )
+        bridges["mixture"] = made.to(torch.float32)
+    return dict(sorted(bridges.items()))
+
+
 def align(
     settings: Align, target: Activations, donor: Activations
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """Bridges as tensors `DONOR-TARGET.KIND.{weight,bias}`, and a row for each with its agreement on held-out rows.
 
-    A bridge maps donor rows x to x W + b, with W [donor width, target width]. KIND is `orthogonal` (equal widths only;
-    its b is zero) or `ridge`. `cosine`, `mse` and `r2` are of the bridged rows, those with `_before` of the donor's
-    rows as they are, null where the widths differ. Each prompt's first token and attention sinks are left out,
-    both of fitting and of judging.
+    A bridge maps donor rows x to x W + b, with W [donor width, target width]; b of `orthogonal` is zero, its W at
+    unequal widths semi-orthogonal. A `mixture` has a W and b for each of its bridges, [bridges, ...], and
+    `gate_weight` G and `gate_bias` c: x goes to the mean of the bridges' results weighted by softmax(x G + c).
+    `cosine`, `mse` and `r2` are of the bridged rows, those with `_before` of the donor's rows as they are, null where
+    the widths differ; `best` marks the one row of highest R². Each prompt's first token and attention sinks are left
+    out, both of fitting and of judging. States are read a few thousand rows at a time.
     Raises BadInput when the files are of different texts, lack blocks, or leave fewer than two rows to fit or judge.
     """
     pairing = paired(target, donor)
@@ -70,22 +119,21 @@ def align(
     tensors: dict[str, torch.Tensor] = {}
     rows: list[dict[str, Any]] = []
     for layer, onto in layer_pairs(len(donor_sites), len(sites), settings.target_layers):
-        x, y = donor.site(donor_sites[layer])[pairing.donor], target.site(sites[onto])[pairing.target]
-        equal = x.shape[1] == y.shape[1]
-        before = agreement(x[judged], y[judged]) if equal else None
-        bridges = {"ridge": ridge(x[~judged], y[~judged], settings.strength)}
-        if equal:
-            bridges["orthogonal"] = orthogonal(x[~judged], y[~judged])
-        for kind, bridge in sorted(bridges.items()):
-            after = agreement(bridge(x[judged]), y[judged])
-            tensors[f"{layer}-{onto}.{kind}.weight"] = bridge.weight.contiguous()
-            tensors[f"{layer}-{onto}.{kind}.bias"] = bridge.bias.contiguous()
+        states = mapped(donor, donor_sites[layer]), mapped(target, sites[onto])
+        fit, held = (PairedRows(*states, pairing.donor[mask], pairing.target[mask]) for mask in (~judged, judged))
+        bridges = fitted(settings, fit)
+        plain = {"before": lambda x: x} if states[0].shape[1] == states[1].shape[1] else {}
+        found = agreement(bridges | plain, held)
+        for kind, bridge in bridges.items():
+            for name, tensor in vars(bridge).items():
+                tensors[f"{layer}-{onto}.{kind}.{name}"] = tensor.contiguous()
             row: dict[str, Any] = {"donor_layer": layer, "target_layer": onto, "kind": kind} | counts
             for figure in ("cosine", "mse", "r2"):
-                row[f"{figure}_before"] = getattr(before, figure, None)
-                row[figure] = getattr(after, figure)
+                row[f"{figure}_before"] = getattr(found.get("before"), figure, None)
+                row[figure] = getattr(found[kind], figure)
             rows.append(row)
-    return tensors, rows
+    best = max(rows, key=lambda row: row["r2"])
+    return tensors, [row | {"best": row is best} for row in rows]
 
 
 def main(target: Path, donor: Path, out: Path, params: Path = Path("params.yaml")) -> None:
@@ -94,7 +142,7 @@ def main(target: Path, donor: Path, out: Path, params: Path = Path("params.yaml"
     with new_directory(out) as scratch:
         save_file(tensors, scratch / "bridges.safetensors")
         write_json(scratch / "alignment.json", rows)
-    best = max(rows, key=lambda row: row["r2"])
+    best = next(row for row in rows if row["best"])
     where = f"{best['kind']} {best['donor_layer']} → {best['target_layer']}"
     print(f"{len(rows)} bridges; best {where}, R² {best['r2']:.3f} on held-out rows")
 

@@ -1,14 +1,22 @@
 """Two models' states of the same texts, row by row."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import h5py
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from stages.activations import Activations
 from stages.anatomy.names import kind_of
 from stages.errors import BadInput
 from stages.maths.massive import massive
 from stages.maths.offsets import donor_rows
+
+CHUNK = 8192
+"""Rows of states held at a time."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,45 @@ def paired(target: Activations, donor: Activations) -> Pairing:
     return Pairing(index, rows[index], target.prompt[index], same)
 
 
+@dataclass(frozen=True)
+class PairedRows:
+    """Donor and target states side by side, read from their files chunk by chunk, anew at each iteration."""
+
+    donor: Tensor
+    """[donor tokens, donor width], mapped"""
+    target: Tensor
+    """[target tokens, target width], mapped"""
+    donor_rows: Tensor
+    """[rows], indices into the donor's states"""
+    target_rows: Tensor
+    """[rows], indices into the target's states"""
+    chunk: int = CHUNK
+    """Rows held at a time."""
+
+    def __iter__(self) -> Iterator[tuple[Float[Tensor, "rows source"], Float[Tensor, "rows target"]]]:
+        for theirs, ours in zip(self.donor_rows.split(self.chunk), self.target_rows.split(self.chunk), strict=True):
+            yield self.donor[theirs].float(), self.target[ours].float()
+
+
+def mapped(activations: Activations, site: str) -> Tensor:
+    """A site's states [tokens, width] in bfloat16, of which only what is looked at is read from the file.
+
+    Writing to them changes no file. Raises BadInput when the file lacks the site.
+    """
+    shape = len(activations.tokens), activations.width(site)
+    with h5py.File(activations.path, "r") as file:
+        offset = file[f"sites/{site}"].id.get_offset()
+    return torch.from_numpy(np.memmap(activations.path, np.uint16, "c", offset=offset, shape=shape)).view(
+        torch.bfloat16
+    )
+
+
 def _sinks(activations: Activations) -> torch.Tensor:
     """[tokens], first tokens and those massive in some block, since a sink stays one where it is not as massive."""
     sinks = activations.first
     for site in block_sites(activations):
-        sinks = sinks | massive(activations.site(site))
+        norms = [states.float().norm(dim=1) for states in mapped(activations, site).split(CHUNK)]
+        sinks = sinks | massive(torch.cat(norms)[:, None])  # the norm of a norm is itself
     return sinks
 
 

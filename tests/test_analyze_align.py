@@ -1,6 +1,7 @@
 """Catalogs and bridges from captured states of tiny models."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet
@@ -9,7 +10,7 @@ import scipy.stats
 import torch
 from safetensors.torch import load_file
 
-from stages.activations import Activations, create
+from stages.activations import Activations, Text, create
 from stages.align import Align, align, held_out, layer_pairs
 from stages.align import main as align_main
 from stages.analyze import analyze
@@ -18,10 +19,12 @@ from stages.anatomy.names import matching
 from stages.anatomy.sites import sites_of
 from stages.capture import Capture, capture, texts_of
 from stages.errors import BadInput
+from stages.maths.mixture import Mixture
+from stages.pairs import PairedRows, mapped, paired
+from stages.settings import parse
 from tests.families import tiny, tokenizer
 
 SETTINGS = Capture(prompts=20, texts=4)
-COARSE = r"[\s\S]{1,2}?\b|[\s\S]"
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +83,13 @@ def test_other_widths_and_tokenizers_give_cka_of_every_pair_of_blocks_and_nothin
 
 
 def test_a_massive_state_behind_the_first_token_decides_nothing(files, tmp_path):
-    eye = torch.eye(32)
-    plain, spoilt = (rotated(files["other"], tmp_path / f"{name}.h5", eye) for name in ("plain", "spoilt"))
-    row = int(spoilt.starts[3]) + 1
-    for donor in (plain, spoilt):
-        read, kept = donor.site, donor is plain
-        donor.site = lambda name, read=read, kept=kept: read(name).index_fill(
-            0, torch.tensor([row]), 0 if kept else 1e4
-        )
-    target = rotated(files["target"], tmp_path / "target.h5", eye)
+    row = int(files["target"].starts[3]) + 1
+
+    def at_the_row(value: float):
+        return lambda site, states: states.index_fill(0, torch.tensor([row]), value)
+
+    target = rewritten(files["target"], tmp_path / "target.h5", lambda site, states: states)
+    plain, spoilt = (rewritten(files["other"], tmp_path / f"{value}.h5", at_the_row(value)) for value in (0.0, 1e4))
     before, after = (analyze(target, donor).to_pylist() for donor in (plain, spoilt))
     for one, other in zip(before, after, strict=True):
         assert other["capability_rows"] == one["capability_rows"] - 1
@@ -108,36 +109,88 @@ def test_a_catalog_has_the_same_bytes_every_time(files, tmp_path):
     assert pyarrow.parquet.read_table(tmp_path / "a.parquet").num_rows == 12
 
 
-def rotated(source: Activations, path: Path, turn: torch.Tensor) -> Activations:
-    """`source` with its residual states times `turn`, its first tokens' states spoilt."""
-    from stages.activations import Text
-
+def rewritten(source: Activations, path: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Activations:
+    """`source` with its residual states changed, its first tokens' states spoilt."""
     spans = list(zip(source.starts[:-1].tolist(), source.starts[1:].tolist(), strict=True))
     texts = [
         Text(i, kind, digest, source.tokens[b:e].tolist(), [tuple(o) for o in source.offsets[b:e].tolist()])
         for i, kind, digest, (b, e) in zip(source.ids, source.kinds, source.digests, spans, strict=True)
     ]
-    sites = [f"layers.{i}" for i in range(4)]
-    arrays = create(path, texts, dict.fromkeys(sites, turn.shape[1]))
+    changed = {site: change(site, source.site(site)) for site in (f"layers.{i}" for i in range(4))}
+    arrays = create(path, texts, {site: states.shape[1] for site, states in changed.items()})
     for site, array in arrays.items():
-        states = source.site(site) @ turn
-        states[source.first] = 1e4
-        array[:] = states.to(torch.bfloat16).view(torch.uint16).numpy()
+        changed[site][source.first] = 1e4
+        array[:] = changed[site].to(torch.bfloat16).view(torch.uint16).numpy()
         array.flush()
     return Activations(path)
 
 
-def test_a_rotated_twin_is_aligned_wholly_and_its_rotation_recovered(files, tmp_path):
-    turn = torch.from_numpy(scipy.stats.ortho_group.rvs(32, random_state=0)).float()
-    donor = rotated(files["target"], tmp_path / "turned.h5", turn)
-    tensors, rows = align(Align(), files["target"], donor)
+TURN = torch.from_numpy(scipy.stats.ortho_group.rvs(32, random_state=0)).float()
+
+
+@pytest.fixture
+def turned(files, tmp_path):
+    """The target itself, each of its residual states turned."""
+    return rewritten(files["target"], tmp_path / "turned.h5", lambda site, states: states @ TURN)
+
+
+def test_a_rotated_twin_is_aligned_wholly_and_its_rotation_recovered(files, turned):
+    tensors, rows = align(Align(), files["target"], turned)
     assert [(r["donor_layer"], r["target_layer"]) for r in rows] == [(i, i) for i in range(4) for _ in range(2)]
     for row in rows:
         if row["kind"] == "orthogonal":
             bridge = tensors[f"{row['donor_layer']}-{row['target_layer']}.orthogonal.weight"]
-            torch.testing.assert_close(bridge, turn.T, rtol=0, atol=0.02)
+            torch.testing.assert_close(bridge, TURN.T, rtol=0, atol=0.02)
             assert row["cosine"] > 0.9999 and row["r2"] > 0.9999
             assert abs(row["cosine_before"]) < 0.6 and row["mse"] < row["mse_before"] / 100
+
+
+def test_one_row_is_the_best_and_has_the_highest_r2(files):
+    rows = align(Align(), files["target"], files["other"])[1]
+    assert [row["r2"] for row in rows if row["best"]] == [max(row["r2"] for row in rows)]
+
+
+def test_every_kind_and_a_mixture_is_fitted_judged_and_written(files, turned):
+    kinds = ["similarity", "ridge", "orthogonal", "low_rank", "affine"]
+    settings = Align(kinds=kinds, rank=3, mixture={"bridges": 2, "epochs": 1}, strength=1e-3)
+    tensors, rows = align(settings, files["target"], turned)
+    assert [row["kind"] for row in rows[:6]] == sorted([*kinds, "mixture"])
+    assert {row["kind"] for row in rows if row["r2"] > 0.99} >= {"similarity", "ridge", "orthogonal", "mixture"}
+    assert torch.linalg.matrix_rank(tensors["1-1.low_rank.weight"], rtol=1e-4) == 3
+    shapes = {name: tuple(tensors[f"2-2.mixture.{name}"].shape) for name in Mixture.__annotations__}
+    assert shapes == {"weight": (2, 32, 32), "bias": (2, 32), "gate_weight": (32, 2), "gate_bias": (2,)}
+
+
+def test_a_mixture_is_the_best_where_two_rotations_took_turns(files, tmp_path):
+    """The donor's states were turned one way or another, by the sign of one channel that stayed as it was."""
+    other = torch.from_numpy(scipy.stats.ortho_group.rvs(31, random_state=1)).float()
+
+    def change(site: str, states: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(len(states), 32, generator=torch.Generator().manual_seed(int(site[-1])))
+        return noise
+
+    target = rewritten(files["target"], tmp_path / "target.h5", change)
+
+    def turn(site: str, states: torch.Tensor) -> torch.Tensor:
+        states = change(site, states)
+        side, rest = states[:, :1].sign(), states[:, 1:]
+        return torch.cat([10 * side, torch.where(side > 0, rest, rest @ other)], dim=1)
+
+    donor = rewritten(files["target"], tmp_path / "donor.h5", turn)
+    rows = align(Align(mixture={"bridges": 2}, strength=1e-3), target, donor)[1]
+    by_kind = {row["kind"]: row["r2"] for row in rows if row["donor_layer"] == 1}
+    assert by_kind["mixture"] > 0.9 > 0.6 > max(by_kind["ridge"], by_kind["orthogonal"])
+    assert next(row["kind"] for row in rows if row["best"]) == "mixture"
+
+
+def test_rows_are_those_of_the_files_whatever_the_chunk(files):
+    target, donor = files["target"], files["wide"]
+    pairing = paired(target, donor)
+    rows = PairedRows(mapped(donor, "layers.1"), mapped(target, "layers.2"), pairing.donor, pairing.target, chunk=7)
+    for _ in range(2):
+        x, y = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        assert torch.equal(x, donor.site("layers.1")[pairing.donor])
+        assert torch.equal(y, target.site("layers.2")[pairing.target])
 
 
 def test_an_identical_donor_needs_no_bridge(files):
@@ -148,18 +201,23 @@ def test_an_identical_donor_needs_no_bridge(files):
         torch.testing.assert_close(tensors[f"{layer}-{layer}.orthogonal.weight"], torch.eye(32), rtol=0, atol=1e-4)
 
 
-def test_a_wider_donor_gets_ridge_bridges_from_every_block_to_the_listed_layers(files):
+def test_a_wider_donor_gets_bridges_from_every_block_to_the_listed_layers(files):
     tensors, rows = align(Align(target_layers=["n-1", 0.5]), files["target"], files["wide"])
-    assert [(r["donor_layer"], r["target_layer"]) for r in rows] == [(i, j) for i in range(3) for j in (2, 3)]
-    assert {r["kind"] for r in rows} == {"ridge"} and {r["r2_before"] for r in rows} == {None}
+    pairs = [(i, j) for i in range(3) for j in (2, 3) for _ in range(2)]
+    assert [(r["donor_layer"], r["target_layer"]) for r in rows] == pairs
+    assert {r["kind"] for r in rows} == {"orthogonal", "ridge"} and {r["r2_before"] for r in rows} == {None}
     assert tensors["2-3.ridge.weight"].shape == (48, 32) and tensors["2-3.ridge.bias"].shape == (32,)
+    columns = tensors["2-3.orthogonal.weight"]
+    torch.testing.assert_close(columns.T @ columns, torch.eye(32), rtol=0, atol=1e-5)
 
 
 def test_judging_rows_are_never_fitted_on(files, tmp_path):
     """A donor of noise is fitted in part but explains nothing of the prompts held out."""
-    turn = torch.from_numpy(scipy.stats.ortho_group.rvs(32, random_state=0)).float()
-    donor = rotated(files["target"], tmp_path / "noise.h5", turn)
-    donor.site = lambda name: torch.randn(len(donor.tokens), 32, generator=torch.Generator().manual_seed(0))
+
+    def noise(site: str, states: torch.Tensor) -> torch.Tensor:
+        return torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+
+    donor = rewritten(files["target"], tmp_path / "noise.h5", noise)
     assert all(row["r2"] < 0.05 for row in align(Align(), files["target"], donor)[1])
 
 
@@ -179,11 +237,15 @@ def test_layer_pairs_go_by_depth_or_to_the_listed_layers():
 
 def test_bridges_on_disk_have_the_same_bytes_every_time(files, tmp_path):
     params = tmp_path / "params.yaml"
-    params.write_text("align: {target_layers: [n-1]}\n")
+    params.write_text("align: {target_layers: [n-1], kinds: [ridge], mixture: {bridges: 2, epochs: 1}}\n")
     for name in ("a", "b"):
         align_main(files["target"].path, files["wide"].path, tmp_path / name, params)
     for name in ("bridges.safetensors", "alignment.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert set(load_file(tmp_path / "a" / "bridges.safetensors")) == {
-        f"{i}-3.ridge.{part}" for i in range(3) for part in ("weight", "bias")
-    }
+    parts = ["ridge.weight", "ridge.bias", *(f"mixture.{part}" for part in Mixture.__annotations__)]
+    assert set(load_file(tmp_path / "a" / "bridges.safetensors")) == {f"{i}-3.{p}" for i in range(3) for p in parts}
+
+
+def test_settings_that_name_no_bridge_are_refused():
+    with pytest.raises(BadInput, match="no bridge is named; name a kind, or a mixture"):
+        parse({"kinds": []}, "align", Align)
