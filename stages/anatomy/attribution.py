@@ -134,8 +134,10 @@ def _tape(target: PreTrainedModel, donor: PreTrainedModel, batch: Batch, sites: 
     ids = batch.ids[torch.zeros_like(items).scatter(0, row, batch.row)]
     paths, theirs = linear_paths(target), linear_paths(donor)
     tape = _Tape(items, [*(("weights", name) for name in paths), *(("states", site) for site in sites)])
-    with torch.no_grad(), reading(donor, sites) as states:
-        donor.base_model(input_ids=ids.to(donor.device), use_cache=False)
+    states: dict[str, torch.Tensor] = {}
+    if sites:
+        with torch.no_grad(), reading(donor, sites) as states:
+            donor.base_model(input_ids=ids.to(donor.device), use_cache=False)
 
     def change_at(site: str) -> Callable[[torch.Tensor], torch.Tensor]:
         def change(state: torch.Tensor) -> torch.Tensor:
