@@ -6,7 +6,8 @@ PYTHON is an interpreter with transformer-lens and nnsight (`pip install transfo
 environment of their own). All read the same model, prompts and number of threads in one run, one after the other: every
 block's, attention's and MLP's output on clean prompts is put, at all positions, into the run of corrupted ones, and
 the effect is the change of the clean answer's log-probability. The time is that of the whole sweep, clean and
-corrupted runs included; the best of the repeats counts.
+corrupted runs included; the best of the repeats counts. Processor seconds stand beside those of the clock, since they
+say more where the machine does other work.
 """
 
 import copy
@@ -37,14 +38,15 @@ _FRAME = "When {0} and {1} went to the store, {1} gave a drink to"
 _TEXT = "The garden is green and we are all well here; the rain came on Thursday and stayed until the next morning."
 
 
-def best(run: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest of some runs."""
-    seconds = []
+def best(run: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Seconds of the fastest of some runs, by the clock and of the processor."""
+    clock, processor = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        starts = time.perf_counter(), time.process_time()
         run()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+        clock.append(time.perf_counter() - starts[0])
+        processor.append(time.process_time() - starts[1])
+    return min(clock), min(processor)
 
 
 def prompts(tokenizer, count: int) -> list[tuple[Encoded, Encoded]]:
@@ -100,12 +102,13 @@ def main(
     def sweep() -> None:
         judge = Judge(target, both.corrupted, [])
         clean = states_at(target, both.clean, sites)
-        unpatched, kept = judge.outcome(target), judge.states(target)
+        kept = judge.states(target)
+        unpatched = judge.outcome(target, layers - 1, kept[-1])
         outcomes = patched(judge, target, kept, [Patch(site, to_states(clean[site])) for site in sites], budget)
         effects[:] = [outcome.loglikelihood - unpatched.loglikelihood for outcome in outcomes]
 
-    ours = len(sites) / best(sweep, repeats)
-    print(f"graftline: {ours:.2f} patches/s")
+    ours = [len(sites) / seconds for seconds in best(sweep, repeats)]
+    print(f"graftline: {ours[0]:.2f} patches/s ({ours[1]:.2f} a processor second)")
     rates = []
     with tempfile.TemporaryDirectory() as directory:
         order = both.clean[0].item
@@ -115,14 +118,17 @@ def main(
         task.write_text(json.dumps(told | {"model": str(model.resolve())}))
         for name in ("transformer_lens", "nnsight") if peers else ():
             for found in peer(name, peers, task):
-                rate = len(sites) / min(found["seconds"])
+                rate = [len(sites) / found[seconds] for seconds in ("clock", "processor")]
                 theirs = torch.tensor(found["effects"], dtype=torch.float64)
                 off = (torch.stack(effects)[:, order] - theirs).abs().max().item()
                 rates.append(rate)
-                print(f"{name}, {found['way']}: {rate:.2f} patches/s; effects differ by at most {off:.1e} nats "
+                print(f"{name}, {found['way']}: {rate[0]:.2f} patches/s ({rate[1]:.2f} a processor second); "
+                      f"effects differ by at most {off:.1e} nats "
                       f"({'agree' if off < 1e-3 else 'DO NOT AGREE'} to 1e-3)")  # fmt: skip
     if rates:
-        print(f"graftline / better peer: {ours / max(rates):.2f} (claim: at least 1.8); load {os.getloadavg()[0]:.2f}")
+        ratios = [mine / max(theirs) for mine, theirs in zip(ours, zip(*rates, strict=True), strict=True)]
+        print(f"graftline / better peer: {ratios[0]:.2f} by the clock, {ratios[1]:.2f} by processor seconds "
+              f"(claim: at least 1.8); load {os.getloadavg()[0]:.2f}")  # fmt: skip
 
     donor = copy.deepcopy(target)
     generator = torch.Generator().manual_seed(0)
@@ -132,8 +138,9 @@ def main(
     for what, read in (("capability", []), ("capability and retention", texts)):
         one = best(lambda read=read: forward_backward(target, both.clean, read), repeats)
         whole = best(lambda read=read: attribute(target, donor, both.clean, read), repeats)
-        print(f"attribution of {len(linear_modules(target))} linear modules, {what}: {whole:.2f} s, "
-              f"{whole / one:.2f} × one forward-backward of {one:.2f} s (claim: at most 4)")  # fmt: skip
+        print(f"attribution of {len(linear_modules(target))} linear modules, {what}: {whole[0]:.2f} s, "
+              f"{whole[0] / one[0]:.2f} × one forward-backward of {one[0]:.2f} s ({whole[1] / one[1]:.2f} × by "
+              f"processor seconds; claim: at most 4)")  # fmt: skip
     print(f"load {os.getloadavg()[0]:.2f}")
 
 

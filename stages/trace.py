@@ -1,9 +1,7 @@
 """What each part of a donor causes, on the capability and on what must not be lost: exactly, and estimated."""
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -15,11 +13,11 @@ from stages.anatomy.blocks import blocks
 from stages.anatomy.contrast import Contrast, contrast, partners
 from stages.anatomy.effects import Effects
 from stages.anatomy.encoding import answers_of, encode, texts_of
+from stages.anatomy.interventions import Kind, intervened
 from stages.anatomy.loading import load, load_tokenizer
 from stages.anatomy.modules import linear_paths
-from stages.anatomy.names import kind_of, layer_of, matching
+from stages.anatomy.names import layer_of, matching
 from stages.anatomy.outcomes import Judge
-from stages.anatomy.patching import Patch, mean_states, patched, states_at, to_states, to_vector
 from stages.anatomy.restart import exchanged, swapped
 from stages.anatomy.sites import sites_of
 from stages.anatomy.vocabulary import shared
@@ -46,7 +44,7 @@ class Trace(Settings):
     """Random directions a text from which an estimated divergence comes."""
     modules: int = pydantic.Field(default=0, ge=0)
     """Linear modules, drawn at random, whose weights are also exchanged exactly, to check the estimates."""
-    activations: tuple[Literal["donor", "zero", "mean", "clean"], ...] = ()
+    activations: tuple[Kind, ...] = ()
     """What stands, exactly, in place of the target's states at each of `sites`: the donor's, zero, their mean over the
     texts; `clean` puts the states of a prompt into the run of the same prompt with other numbers."""
     sites: tuple[str, ...] = ("layers.*", "layers.*.self_attn", "layers.*.mlp")
@@ -90,8 +88,9 @@ def trace(
     """
     check_alike(target, donor)
     effects = Effects(judge.tokens, settings.resamples, settings.seed)
-    hosts = {"target": judge.outcome(target), "donor": judge.outcome(donor)}
     ours, theirs = judge.states(target), judge.states(donor)
+    last = len(ours) - 1
+    hosts = {"target": judge.outcome(target, last, ours[last]), "donor": judge.outcome(donor, last, theirs[last])}
     effects.add("donor", "target", None, hosts["donor"], hosts["target"])
     for layer in range(len(ours)):
         site = f"layers.{layer}"
@@ -117,39 +116,10 @@ def trace(
         with exchanged(target, path, donor.get_submodule(path)):
             outcome = judge.outcome(target, before, ours[before]) if before >= 0 else judge.outcome(target)
         effects.add("module_in", "target", site, outcome, hosts["target"])
-    for intervention, patches in _patches(settings, sites, target, donor, judge).items():
-        for patch, outcome in zip(patches, patched(judge, target, ours, patches, settings.batch_tokens), strict=True):
-            effects.add(intervention, "target", patch.site, outcome, hosts["target"])
-    if pairs:
-        _restore(settings, sites, target, pairs, effects)
+    rest = intervened(settings.activations, sites, target, donor, judge, ours, pairs, settings.batch_tokens)
+    for name, site, outcome, unpatched in rest:
+        effects.add(name, "target", site, outcome, unpatched)
     return effects.table(_COMPARED)
-
-
-def _patches(
-    settings: Trace, sites: Sequence[str], target: PreTrainedModel, donor: PreTrainedModel, judge: Judge
-) -> dict[str, list[Patch]]:
-    """The patches of each intervention on the target's states; the donor's at whole blocks are `states` already."""
-    made: dict[str, list[Patch]] = {}
-    if "donor" in settings.activations:
-        parts = [site for site in sites if kind_of(site) != "block"]
-        theirs = states_at(donor, judge.batches, parts)
-        made["donor_states"] = [Patch(site, to_states(theirs[site])) for site in parts]
-    if "zero" in settings.activations:
-        made["zero"] = [Patch(site, to_vector(0.0)) for site in sites]
-    if "mean" in settings.activations:
-        means = mean_states(target, judge.texts, sites)
-        made["mean"] = [Patch(site, to_vector(means[site])) for site in sites]
-    return made
-
-
-def _restore(settings: Trace, sites: Sequence[str], target: PreTrainedModel, pairs: Contrast, effects: Effects) -> None:
-    """Adds a row for each site whose clean states are put into the corrupted run."""
-    judge = Judge(target, pairs.corrupted, [])
-    clean = states_at(target, pairs.clean, sites)
-    unpatched, kept = judge.outcome(target), judge.states(target)
-    patches = [Patch(site, to_states(clean[site])) for site in sites]
-    for patch, outcome in zip(patches, patched(judge, target, kept, patches, settings.batch_tokens), strict=True):
-        effects.add("clean_states", "target", patch.site, outcome, unpatched)
 
 
 def main(

@@ -168,4 +168,7 @@ def _tape(target: PreTrainedModel, donor: PreTrainedModel, batch: Batch, sites: 
             replacing(target, {site: change_at(site) for site in dict.fromkeys(["embed", *sites])}),
         ):
             tape.logits = logits_at(target, ids, row, batch.column).float()
-        yield tape
+        try:
+            yield tape
+        finally:  # the graph holds its hooks and they the tape, a circle that no collector sees
+            tape.logits = tape.start = torch.zeros(0)

@@ -1,6 +1,7 @@
 """Estimates against finite differences, and what must not change them."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_weights_have_the_derivative_of_the_log_likelihood_towards_the_donor(fam
             for name, weight in module.named_parameters():
                 weight.data = torch.lerp(start[name], other.get_parameter(name), t)
 
-        expected = derivative(lambda: loglikelihoods(target), move, family)
+        expected = derivative(lambda: loglikelihoods(target), move, family).double()
         assert torch.allclose(found["weights", site].capability, expected, rtol=3e-3, atol=3e-3)
 
 
@@ -156,6 +157,18 @@ def test_neither_model_is_changed():
         assert all(torch.equal(value, fresh[name]) for name, value in model.state_dict().items())
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
         assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_no_graph_outlives_its_passes():
+    target, donor = tiny("llama"), tiny("llama", seed=1)
+
+    def held() -> int:
+        gc.collect()
+        return sum(type(each) is torch.Tensor and each.grad_fn is not None for each in gc.get_objects())
+
+    before = held()
+    attribute(target, donor, *answers_and_texts(1), ["layers.1"])
+    assert held() == before
 
 
 def test_a_module_that_never_runs_is_an_error():
