@@ -31,36 +31,46 @@ class Judge:
 
     @torch.inference_mode()
     def __init__(self, target: PreTrainedModel, answers: list[Batch], texts: list[Batch]) -> None:
+        self.answers, self.texts = answers, texts
         self.batches = [*answers, *texts]
-        self._answers = len(answers)
-        self._answer_item, self._text_item = (torch.cat([b.item for b in each]) for each in (answers, texts))
+        self._answer_item, self._text_item = (_joined([b.item for b in each]) for each in (answers, texts))
         self.tokens = self._text_item.bincount()
         """[texts], positions read of each"""
         self._probabilities = [_logits(target, batch).softmax(-1) for batch in texts]
-        self._entropy = torch.cat([torch.special.entr(part).sum(-1) for part in self._probabilities])
+        self._entropy = [torch.special.entr(part).sum(-1) for part in self._probabilities]
 
     @torch.inference_mode()
     def outcome(
         self, model: PreTrainedModel, layer: int | None = None, states: Sequence[torch.Tensor] | None = None
     ) -> Outcome:
         """What `model` does; with `states` (a tensor a batch) leaving block `layer`, only later blocks run."""
-        loglikelihood, right, crossed = [], [], []
+        scores = []
         for i, batch in enumerate(self.batches):
             with contextlib.nullcontext() if layer is None or states is None else resumed(model, layer, states[i]):
-                logits = _logits(model, batch)
-            if i < self._answers:
-                following = batch.following.to(logits.device)
-                loglikelihood.append(logits.gather(-1, following[:, None])[:, 0] - logits.logsumexp(-1))
-                right.append(logits.argmax(-1) == following)
-            else:
-                expected = torch.linalg.vecdot(self._probabilities[i - self._answers], logits)
-                crossed.append(logits.logsumexp(-1) - expected)
-        divergence = (torch.cat(crossed) - self._entropy).clamp(min=0)  # below 0 by rounding alone
-        wrong = _sums(~torch.cat(right), self._answer_item)
+                scores.append(self.score(i, _logits(model, batch)))
+        return self.gathered(scores)
+
+    def score(self, index: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of batch `index`, from its logits [positions, vocabulary], by position: the log-likelihood of an answer's
+        token and whether it is the greedy one; of a text, the divergence, twice.
+        """
+        if index < len(self.answers):
+            following = self.batches[index].following.to(logits.device)
+            loglikelihood = logits.gather(-1, following[:, None])[:, 0] - logits.logsumexp(-1)
+            return loglikelihood, logits.argmax(-1) == following
+        text = index - len(self.answers)
+        crossed = logits.logsumexp(-1) - torch.linalg.vecdot(self._probabilities[text], logits)
+        divergence = (crossed - self._entropy[text]).clamp(min=0)  # below 0 by rounding alone
+        return divergence, divergence
+
+    def gathered(self, scores: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Outcome:
+        """The scores of all batches, in their order, summed by item."""
+        answers, texts = scores[: len(self.answers)], scores[len(self.answers) :]
+        wrong = _sums(_joined([~right for _, right in answers]), self._answer_item)
         return Outcome(
-            _sums(torch.cat(loglikelihood), self._answer_item),
+            _sums(_joined([loglikelihood for loglikelihood, _ in answers]), self._answer_item),
             (wrong == 0).double(),
-            _sums(divergence, self._text_item),
+            _sums(_joined([divergence for divergence, _ in texts]), self._text_item),
         )
 
     @torch.inference_mode()
@@ -79,6 +89,12 @@ def _logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return logits_at(model, batch.ids, batch.row, batch.column).float()
 
 
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """All parts after one another; nothing where there is none."""
+    return torch.cat(list(parts)) if parts else torch.zeros(0, dtype=torch.long)
+
+
 def _sums(values: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
     """Sums over each item's positions."""
-    return torch.zeros(int(item.max()) + 1, dtype=torch.float64).index_add_(0, item, values.double().cpu())
+    count = int(item.max()) + 1 if len(item) else 0
+    return torch.zeros(count, dtype=torch.float64).index_add_(0, item, values.double().cpu())

@@ -74,6 +74,17 @@ def swapped(model: PreTrainedModel, layer: int, block: nn.Module) -> Iterator[No
         inner[layer] = own
 
 
+@contextlib.contextmanager
+def exchanged(model: PreTrainedModel, path: str, module: nn.Module) -> Iterator[None]:
+    """Inside the block, `module`, of another model of the same architecture, stands at the dotted `path` of `model`."""
+    own = model.get_submodule(path)
+    model.set_submodule(path, module)
+    try:
+        yield
+    finally:
+        model.set_submodule(path, own)
+
+
 def _output_form(model: PreTrainedModel, block: nn.Module) -> Callable[[torch.Tensor], Any]:
     """How this architecture's blocks give their state: bare, or first in a tuple."""
     if type(block) not in _LENGTHS:

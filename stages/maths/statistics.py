@@ -202,6 +202,28 @@ def perplexity_ratio(draws: Draws, graft: ArrayLike, target: ArrayLike, tokens: 
     return estimate(draws, lambda w: np.exp((w @ less) / (w @ count)))
 
 
+def rank_correlation(draws: Draws, first: ArrayLike, second: ArrayLike) -> Estimate | Undefined:
+    """Spearman's correlation of two figures over the items, with its interval over items drawn anew.
+
+    Pearson's correlation of the mid-ranks; an item drawn w times counts as w ties. Undefined where one is constant.
+    """
+
+    def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        below, equal = (op(values[None, :], values[:, None]).astype(np.float64) for op in (np.less, np.equal))
+        middle = weights @ below.T + (weights @ equal.T + 1) / 2
+        return middle - (weights * middle).sum(-1, keepdims=True) / weights.sum(-1, keepdims=True)
+
+    a, b = _float(first), _float(second)
+
+    def correlation(weights: np.ndarray) -> np.ndarray:
+        one, other = ranks(a, weights), ranks(b, weights)
+        spread = (weights * one**2).sum(-1) * (weights * other**2).sum(-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (weights * one * other).sum(-1) / np.sqrt(np.where(spread > 1e-9, spread, np.nan))
+
+    return estimate(draws, correlation, span=(-1.0, 1.0))
+
+
 def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
     """Exact two-sided p of McNemar's test: items that the first model alone has right against those of the second.
 
