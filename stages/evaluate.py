@@ -142,7 +142,9 @@ def main(model: Path, prompts: Path, tasks: Path, out: Path, target: Path | None
          params: Path = Path("params.yaml")) -> None:  # fmt: skip
     """Judge one model on every task: the target itself, or a donor or graft beside a target that was judged before."""
     if (target is None) != (judged is None):
-        raise BadInput("Expected --target and --judged, the states that it left, or neither for the target itself; got one.")
+        raise BadInput(
+            "Expected --target and --judged, the states that it left, or neither for the target itself; got one."
+        )
     beside = Target(target, judged) if target and judged else None
     frame, states = evaluate(model, prompts, tasks, read_settings(params, "evaluate", Evaluate), beside)
     means = frame.groupby("task")["right"].mean().dropna().astype(float).round(6).to_dict()

@@ -66,11 +66,13 @@ def stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
 
 
-def logits(parts: Parts, kept: list[Kept], most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def logits(
+    parts: Parts, kept: list[Kept], training: Training | None = None, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The graft's logits [positions, vocabulary] where it predicts the tokens of `kept` that training looks at.
 
-    With `most`, at those of these positions alone whose states the injection moves the farthest for their length.
-    Second, which positions these are, [positions], counted over all of `kept`.
+    With `training`, at as many of these positions as it says: its share of the hardest, whose states the injection
+    moves the farthest for their length, and others drawn. Second, which these are, [positions], over all of `kept`.
     """
     ids = stacked([torch.tensor(k.ids, device=k.h.device) for k in kept])
     h, d, known = (stacked([getattr(k, name) for k in kept]) for name in ("h", "d", "known"))
@@ -78,9 +80,13 @@ def logits(parts: Parts, kept: list[Kept], most: int | None = None) -> tuple[tor
     row, column = torch.tensor(places, device=h.device).T
     changed = parts.injection(h, d, known)
     chosen = torch.arange(len(places), device=h.device)
-    if most is not None and most < len(places):
-        moved = (changed.detach() - h).norm(dim=-1) / h.norm(dim=-1)
-        chosen = moved[row, column].topk(most).indices
+    if training is not None and training.positions < len(places):
+        moved = ((changed.detach() - h).norm(dim=-1) / h.norm(dim=-1))[row, column]
+        order = moved.argsort(descending=True)
+        hardest = round(training.hardest * training.positions)
+        most, others = order[:hardest], order[hardest:]
+        drawn = torch.randperm(len(others), generator=generator)[: training.positions - hardest]
+        chosen = torch.cat([most, others[drawn.to(h.device)]])
     with resumed(parts.target, parts.layer, changed):
         return logits_at(parts.target, ids, row[chosen], column[chosen]), chosen
 
@@ -88,9 +94,9 @@ def logits(parts: Parts, kept: list[Kept], most: int | None = None) -> tuple[tor
 def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) -> list[dict[str, Any]]:
     """Trains the injection in place by Adam; gives the loss curve.
 
-    Loss: cross-entropy of the answers' tokens + divergence · KL(target ‖ graft) at the `positions` tokens of the texts
-    whose states the injection moves most, in nats a token; a text is drawn as often as it is long. Answers and texts
-    pass apart, since texts are several times as long and would pad the answers.
+    Loss: cross-entropy of the answers' tokens + divergence · KL(target ‖ graft) at `positions` tokens of the texts, in
+    nats a token; a text is drawn as often as it is long. Answers and texts pass apart, since texts are several times
+    as long and would pad the answers.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.Adam(parts.injection.parameters(), lr=recipe.learning_rate)
@@ -105,7 +111,7 @@ def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) 
         wanted = torch.tensor([i for k in asked for i in k.ids[k.start :]], device=asked[0].h.device)
         right = cross_entropy(logits(parts, asked)[0], wanted)
         reference = torch.cat([k.final[k.start - 1 : -1] for k in told if k.final is not None])
-        told_now, chosen = logits(parts, told, recipe.positions)
+        told_now, chosen = logits(parts, told, recipe, generator)
         moved = kl_div(told_now.log_softmax(-1), reference[chosen], log_target=True, reduction="batchmean")
         optimizer.zero_grad(set_to_none=True)
         (right + recipe.divergence * moved).backward()

@@ -28,7 +28,10 @@ class Training(Settings):
     texts: int = pydantic.Field(gt=0)
     """Texts a step, drawn as often as they are long."""
     positions: int = pydantic.Field(gt=0)
-    """Tokens of them a step at which the divergence is taken: those whose states the injection moves most."""
+    """Tokens of them a step at which the divergence is taken."""
+    hardest: float = pydantic.Field(default=0.0, ge=0, le=1)
+    """Share of these positions that the injection moves most; the others are drawn. It teaches a gate that opens at few
+    places to stay shut; a bridge that drifts everywhere a little needs drawn ones."""
     learning_rate: float = pydantic.Field(gt=0)
     divergence: float = pydantic.Field(ge=0)
     """Weight of KL(target ‖ graft) on text, in nats a token, beside the cross-entropy in nats a token."""
