@@ -87,7 +87,7 @@ class Contestant:
         job |= {"out": str(folder / name)}
         (folder / f"{name}.json").write_text(json.dumps(job))
         self.name, self.log, self.answers, self.failed = name, folder / f"{name}.log", [], ""
-        command = [python, str(ROOT / "benchmarks" / "contestants.py"), name, str(folder / f"{name}.json")]
+        command = [python, str(ROOT / "benchmarks" / "capture_peers.py"), name, str(folder / f"{name}.json")]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=log, text=True)
         self.answered(self.process.stdout.readline())

@@ -30,8 +30,8 @@ from stages.anatomy.contrast import contrast
 from stages.anatomy.encoding import Batch, Encoded, encode, texts_of
 from stages.anatomy.head import logits_at
 from stages.anatomy.loading import load, load_tokenizer
-from stages.anatomy.outcomes import Judge
-from stages.anatomy.patching import Patch, patched, states_at, to_states
+from stages.anatomy.outcomes import Judge, states_at
+from stages.anatomy.patching import Patch, patched, to_states
 
 _NAMES = ["John", "Mary", "Tom", "Sarah", "James", "Anna", "David", "Lisa", "Mark", "Jane", "Paul", "Kate"]
 _FRAME = "When {0} and {1} went to the store, {1} gave a drink to"

@@ -138,10 +138,17 @@ class Activations:
 
     def site(self, name: str) -> torch.Tensor:
         """States [tokens, width] in float32, read from the file now; BadInput as from `width`."""
+        return self.mapped(name).float()
+
+    def mapped(self, name: str) -> torch.Tensor:
+        """States [tokens, width] in bfloat16, of which only what is looked at is read from the file.
+
+        Writing to them changes no file. BadInput as from `width`.
+        """
         self.width(name)
         offset, shape = self._places[name]
-        raw = np.array(np.memmap(self.path, np.uint16, "r", offset=offset, shape=shape))
-        return torch.from_numpy(raw).view(torch.bfloat16).float()
+        raw = np.memmap(self.path, np.uint16, "c", offset=offset, shape=shape)
+        return torch.from_numpy(raw).view(torch.bfloat16)
 
     @property
     def prompt(self) -> torch.Tensor:

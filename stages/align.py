@@ -18,7 +18,7 @@ from stages.maths.mixture import Mixture, mixture
 from stages.maths.moments import Rows, moments
 from stages.maths.procrustes import orthogonal
 from stages.maths.regression import least_squares, low_rank, ridge
-from stages.pairs import PairedRows, block_sites, mapped, paired
+from stages.pairs import PairedRows, block_sites, paired
 from stages.settings import Settings, read
 from stages.storage import new_directory, write_json
 
@@ -119,7 +119,7 @@ def align(
     tensors: dict[str, torch.Tensor] = {}
     rows: list[dict[str, Any]] = []
     for layer, onto in layer_pairs(len(donor_sites), len(sites), settings.target_layers):
-        states = mapped(donor, donor_sites[layer]), mapped(target, sites[onto])
+        states = donor.mapped(donor_sites[layer]), target.mapped(sites[onto])
         fit, held = (PairedRows(*states, pairing.donor[mask], pairing.target[mask]) for mask in (~judged, judged))
         bridges = fitted(settings, fit)
         plain = {"before": lambda x: x} if states[0].shape[1] == states[1].shape[1] else {}

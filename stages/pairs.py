@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import h5py
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -75,24 +73,11 @@ class PairedRows:
             yield self.donor[theirs].float(), self.target[ours].float()
 
 
-def mapped(activations: Activations, site: str) -> Tensor:
-    """A site's states [tokens, width] in bfloat16, of which only what is looked at is read from the file.
-
-    Writing to them changes no file. Raises BadInput when the file lacks the site.
-    """
-    shape = len(activations.tokens), activations.width(site)
-    with h5py.File(activations.path, "r") as file:
-        offset = file[f"sites/{site}"].id.get_offset()
-    return torch.from_numpy(np.memmap(activations.path, np.uint16, "c", offset=offset, shape=shape)).view(
-        torch.bfloat16
-    )
-
-
 def _sinks(activations: Activations) -> torch.Tensor:
     """[tokens], first tokens and those massive in some block, since a sink stays one where it is not as massive."""
     sinks = activations.first
     for site in block_sites(activations):
-        norms = [states.float().norm(dim=1) for states in mapped(activations, site).split(CHUNK)]
+        norms = [states.float().norm(dim=1) for states in activations.mapped(site).split(CHUNK)]
         sinks = sinks | massive(torch.cat(norms)[:, None])  # the norm of a norm is itself
     return sinks
 

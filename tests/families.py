@@ -1,10 +1,13 @@
 """Tiny random models of many families: vocabulary 128, width 32, 4 blocks, grouped queries where a family has them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from stages.anatomy.encoding import Encoded
 
 _LLAMA = {
     "vocab_size": 128,
@@ -80,6 +83,15 @@ def tokenizer(pattern: str = r"[\s\S]") -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
     inner.decoder = tokenizers.decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>")
+
+
+def loglikelihoods(model: PreTrainedModel, encoded: Sequence[Encoded]) -> torch.Tensor:
+    """[n], of each continuation, by a plain pass of its own, nats."""
+    told = []
+    for e in encoded:
+        logprobs = model(input_ids=torch.tensor([e.ids[:-1]]), use_cache=False).logits[0].log_softmax(-1)
+        told.append(sum(logprobs[e.start - 1 + i, token] for i, token in enumerate(e.ids[e.start :])))
+    return torch.stack(told)
 
 
 def saved(model: PreTrainedModel, directory: Path, pattern: str = r"[\s\S]") -> Path:

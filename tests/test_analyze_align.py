@@ -20,7 +20,7 @@ from stages.anatomy.sites import sites_of
 from stages.capture import Capture, capture, texts_of
 from stages.errors import BadInput
 from stages.maths.mixture import Mixture
-from stages.pairs import PairedRows, mapped, paired
+from stages.pairs import PairedRows, paired
 from stages.settings import parse
 from tests.families import tiny, tokenizer
 
@@ -186,7 +186,7 @@ def test_a_mixture_is_the_best_where_two_rotations_took_turns(files, tmp_path):
 def test_rows_are_those_of_the_files_whatever_the_chunk(files):
     target, donor = files["target"], files["wide"]
     pairing = paired(target, donor)
-    rows = PairedRows(mapped(donor, "layers.1"), mapped(target, "layers.2"), pairing.donor, pairing.target, chunk=7)
+    rows = PairedRows(donor.mapped("layers.1"), target.mapped("layers.2"), pairing.donor, pairing.target, chunk=7)
     for _ in range(2):
         x, y = (torch.cat(parts) for parts in zip(*rows, strict=True))
         assert torch.equal(x, donor.site("layers.1")[pairing.donor])

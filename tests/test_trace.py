@@ -14,7 +14,7 @@ from stages.anatomy.hooks import reading, replacing
 from stages.anatomy.outcomes import Judge
 from stages.errors import BadInput
 from stages.trace import Trace, main, trace
-from tests.families import saved, tiny, token_ids, tokenizer
+from tests.families import loglikelihoods, saved, tiny, token_ids, tokenizer
 
 ITEMS = encode(tokenizer(), [(f"{a} + {a * 7} =", f" {a * 8}.") for a in (1, 2, 30, 41, 555)])
 TEXTS = [token_ids(1, length, seed=length)[0].tolist() for length in (9, 4, 14)]
@@ -30,14 +30,6 @@ def traced(target, donor, budget: int = 40, **changes):
     return trace(settings, target, donor, Judge(target, *answers_and_texts(budget))).to_pylist()
 
 
-def loglikelihoods(model) -> torch.Tensor:
-    told = []
-    for e in ITEMS:
-        logprobs = model(input_ids=torch.tensor([e.ids[:-1]]), use_cache=False).logits[0].log_softmax(-1)
-        told.append(sum(logprobs[e.start - 1 + i, token] for i, token in enumerate(e.ids[e.start :])))
-    return torch.stack(told)
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "gemma2"])
 def test_an_identical_donor_has_no_effect_anywhere(family):
     rows = traced(tiny(family), tiny(family))
@@ -51,14 +43,14 @@ def test_an_identical_donor_has_no_effect_anywhere(family):
 def test_each_intervention_is_that_of_a_model_patched_the_long_way(family):
     target, donor = tiny(family), tiny(family, seed=1)
     rows = {(r["intervention"], r["layer"]): r for r in traced(target, donor)}
-    ours, theirs = loglikelihoods(target), loglikelihoods(donor)
+    ours, theirs = loglikelihoods(target, ITEMS), loglikelihoods(donor, ITEMS)
     assert rows["donor", None]["capability"] == pytest.approx((theirs - ours).mean().item(), abs=1e-4)
     for layer in range(4):
         inside, outside = copy.deepcopy(target), copy.deepcopy(donor)
         blocks(inside)[layer], blocks(outside)[layer] = blocks(donor)[layer], blocks(target)[layer]
-        expected = (loglikelihoods(inside) - ours).mean().item()
+        expected = (loglikelihoods(inside, ITEMS) - ours).mean().item()
         assert rows["weights_in", layer]["capability"] == pytest.approx(expected, abs=1e-4)
-        expected = (loglikelihoods(outside) - theirs).mean().item()
+        expected = (loglikelihoods(outside, ITEMS) - theirs).mean().item()
         assert rows["weights_out", layer]["capability"] == pytest.approx(expected, abs=1e-4)
     assert rows["weights_out", 2]["host"] == "donor"
 
@@ -67,7 +59,7 @@ def test_states_patched_are_the_donor_s():
     target, donor = tiny("llama"), tiny("llama", seed=1)
     row = next(r for r in traced(target, donor) if (r["intervention"], r["layer"]) == ("states", 1))
     changes = []
-    for e, before in zip(ITEMS, loglikelihoods(target), strict=True):
+    for e, before in zip(ITEMS, loglikelihoods(target, ITEMS), strict=True):
         ids = torch.tensor([e.ids[:-1]])
         with reading(donor, ["layers.1"]) as states:
             donor(input_ids=ids, use_cache=False)
@@ -134,12 +126,12 @@ def test_the_stage_writes_the_same_bytes_every_time_and_refuses_another_tokenize
 def test_a_single_module_exchanged_is_that_of_a_model_patched_the_long_way():
     target, donor = tiny("llama"), tiny("llama", seed=1)
     rows = [row for row in traced(target, donor, modules=28) if row["intervention"] == "module_in"]
-    ours = loglikelihoods(target)
+    ours = loglikelihoods(target, ITEMS)
     assert len(rows) == 28 == len({row["site"] for row in rows})
     for row in rows[::5]:
         inside = copy.deepcopy(target)
         inside.base_model.set_submodule(row["site"], donor.base_model.get_submodule(row["site"]))
-        assert row["capability"] == pytest.approx((loglikelihoods(inside) - ours).mean().item(), abs=1e-4)
+        assert row["capability"] == pytest.approx((loglikelihoods(inside, ITEMS) - ours).mean().item(), abs=1e-4)
         assert row["layer"] is None and row["match"] is not None
 
 

@@ -4,9 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from stages.anatomy.encoding import Batch, Encoded, batches, pad
+from stages.anatomy.encoding import Batch, Encoded, batches, rows_of
 from stages.errors import BadInput
 
 
@@ -54,14 +52,5 @@ def contrast(pairs: Sequence[tuple[Encoded, Encoded]], budget: int) -> Contrast:
                 f"{corrupted}; pair prompts that differ in single tokens."
             )
     groups = list(batches([len(clean.ids) - 1 for clean, _ in pairs], budget))
-    sides = [[_rows([pair[side] for pair in pairs], group) for group in groups] for side in (0, 1)]
+    sides = [[rows_of([pair[side] for pair in pairs], [[i] for i in group]) for group in groups] for side in (0, 1)]
     return Contrast(*sides)
-
-
-def _rows(encoded: Sequence[Encoded], group: Sequence[int]) -> Batch:
-    places = [
-        (row, column, item, encoded[item].ids[column + 1])
-        for row, item in enumerate(group)
-        for column in range(encoded[item].start - 1, len(encoded[item].ids) - 1)
-    ]
-    return Batch(pad([encoded[item].ids[:-1] for item in group]), *torch.tensor(places).T)

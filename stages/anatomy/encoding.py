@@ -1,7 +1,7 @@
 """Text as token ids, and the batches in which models read them."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +80,7 @@ def answers_of(encoded: Sequence[Encoded], budget: int) -> list[Batch]:
     distinct = _distinct(encoded)
     inputs = list(distinct)
     groups = batches([len(ids) for ids in inputs], budget)
-    return [_answers(encoded, {inputs[i]: distinct[inputs[i]] for i in group}, 0) for group in groups]
+    return [rows_of(encoded, [distinct[inputs[i]] for i in group]) for group in groups]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def bundles_of(encoded: Sequence[Encoded], budget: int) -> list[Bundle]:
             each = []
             for g in batches([len(inputs[i]) - length for i in rest], budget):
                 rows = [rest[i] for i in g]
-                batch = _answers(encoded, {inputs[i]: distinct[inputs[i]] for i in rows}, length)
+                batch = rows_of(encoded, [distinct[inputs[i]] for i in rows], length)
                 each.append((torch.tensor([origin[i] for i in rows]), batch))
             made.append(Bundle(torch.tensor([inputs[families[n][0]][:length] for n in some], dtype=torch.long), each))
     return made
@@ -127,15 +127,18 @@ def _distinct(encoded: Sequence[Encoded]) -> dict[tuple[int, ...], list[int]]:
     return distinct
 
 
-def _answers(encoded: Sequence[Encoded], items: Mapping[tuple[int, ...], list[int]], skipped: int) -> Batch:
-    """One row an input, without its first `skipped` tokens."""
+def rows_of(encoded: Sequence[Encoded], rows: Sequence[Sequence[int]], skipped: int = 0) -> Batch:
+    """One batch; each row is what the items named there begin with, all of one but its last token.
+
+    The first `skipped` tokens of every row are left out, and columns are counted after them.
+    """
     places = [
         (row, column - skipped, item, encoded[item].ids[column + 1])
-        for row, (ids, its) in enumerate(items.items())
-        for item in its
-        for column in range(encoded[item].start - 1, len(ids))
+        for row, items in enumerate(rows)
+        for item in items
+        for column in range(encoded[item].start - 1, len(encoded[item].ids) - 1)
     ]
-    return Batch(pad([ids[skipped:] for ids in items]), *torch.tensor(places).T)
+    return Batch(pad([encoded[items[0]].ids[skipped:-1] for items in rows]), *torch.tensor(places).T)
 
 
 def _partition(

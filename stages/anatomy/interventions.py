@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from stages.anatomy.contrast import Contrast
 from stages.anatomy.names import layer_of
-from stages.anatomy.outcomes import Judge, Outcome
-from stages.anatomy.patching import Patch, mean_states, patched, states_at, to_states, to_vector
+from stages.anatomy.outcomes import Judge, Outcome, states_at
+from stages.anatomy.patching import Patch, mean_states, patched, to_states, to_vector
 
 Kind = Literal["donor", "zero", "mean", "clean"]
 """What stands in place of the target's states: the donor's, zero, their mean over the texts, or, in the run of a

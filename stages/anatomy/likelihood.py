@@ -109,11 +109,15 @@ def read(
                 expected = theirs.float().log_softmax(-1)
                 moved.append((expected.exp() * (expected - logprobs)).sum(-1))
                 same.append(expected.argmax(-1) == logprobs.argmax(-1))
-        each = [torch.cat(v).double().cpu().split(counts) if v else None for v in (told, moved, same)]
-        for i, (index, count, kept) in enumerate(zip(items, counts, states.cpu().split(counts), strict=True)):
-            loglikelihood, divergence, agreement = (None if v is None else float(v[i].sum()) for v in each)
-            means = (None if v is None else v / count for v in (divergence, agreement))
-            results[index] = Read(loglikelihood or 0.0, count, *means, kept)
+        sums, moves, sames = (
+            [float(part.sum()) for part in torch.cat(v).double().cpu().split(counts)] if v else [None] * len(items)
+            for v in (told, moved, same)
+        )
+        for index, count, *whole, kept in zip(
+            items, counts, sums, moves, sames, states.cpu().split(counts), strict=True
+        ):
+            means = (None if v is None else v / count for v in whole[1:])
+            results[index] = Read(whole[0], count, *means, kept)
     return [results[i] for i in range(len(sequences))]
 
 

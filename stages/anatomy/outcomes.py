@@ -1,7 +1,7 @@
 """What many versions of a model make of the same answers and texts, compared with one of them."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,16 +73,22 @@ class Judge:
             _sums(_joined([divergence for divergence, _ in texts]), self._text_item),
         )
 
-    @torch.inference_mode()
     def states(self, model: PreTrainedModel) -> list[list[torch.Tensor]]:
         """[layer][batch] → the states [batch, tokens, width] that leave each block of an untouched model."""
-        sites = [f"layers.{layer}" for layer in range(len(blocks(model)))]
-        kept = []
-        for batch in self.batches:
-            with reading(model, sites) as states:
-                model.base_model(input_ids=batch.ids.to(model.device), use_cache=False)
-            kept.append(states)
-        return [[states[site] for states in kept] for site in sites]
+        kept = states_at(model, self.batches, [f"layers.{layer}" for layer in range(len(blocks(model)))])
+        return list(kept.values())
+
+
+@torch.inference_mode()
+def states_at(model: PreTrainedModel, batches: Iterable[Batch], sites: Sequence[str]) -> dict[str, list[torch.Tensor]]:
+    """Site → the states [batch, tokens, channels] that leave it, a tensor a batch. Raises as `reading` does."""
+    kept: dict[str, list[torch.Tensor]] = {site: [] for site in sites}
+    for batch in batches:
+        with reading(model, sites) as states:
+            model.base_model(input_ids=batch.ids.to(model.device), use_cache=False)
+        for site in sites:
+            kept[site].append(states[site])
+    return kept
 
 
 def _logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Exact effects of replacing what leaves single sites of a model: ablation and patching, restarted and in batches."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from stages.anatomy.blocks import blocks
 from stages.anatomy.encoding import Batch
 from stages.anatomy.head import logits_at
-from stages.anatomy.hooks import reading, replacing
+from stages.anatomy.hooks import replacing
 from stages.anatomy.names import layer_of
-from stages.anatomy.outcomes import Judge, Outcome
+from stages.anatomy.outcomes import Judge, Outcome, states_at
 from stages.anatomy.restart import resumed
 from stages.errors import BadInput
 
@@ -43,18 +43,6 @@ def to_states(states: Sequence[torch.Tensor], columns: slice = slice(None)) -> C
 def to_vector(vector: torch.Tensor | float) -> Change:
     """The same vector [channels] stands at every position: 0 for zero ablation, a mean for mean ablation."""
     return lambda _, state: torch.as_tensor(vector).to(state)
-
-
-@torch.inference_mode()
-def states_at(model: PreTrainedModel, batches: Iterable[Batch], sites: Sequence[str]) -> dict[str, list[torch.Tensor]]:
-    """Site → the states [batch, tokens, channels] that leave it, a tensor a batch. Raises as `reading` does."""
-    kept: dict[str, list[torch.Tensor]] = {site: [] for site in sites}
-    for batch in batches:
-        with reading(model, sites) as states:
-            model.base_model(input_ids=batch.ids.to(model.device), use_cache=False)
-        for site in sites:
-            kept[site].append(states[site])
-    return kept
 
 
 def mean_states(model: PreTrainedModel, texts: Sequence[Batch], sites: Sequence[str]) -> dict[str, torch.Tensor]:

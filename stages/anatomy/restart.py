@@ -62,20 +62,13 @@ def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.forward = own  # type: ignore[method-assign]
 
 
-@contextlib.contextmanager
-def swapped(model: PreTrainedModel, layer: int, block: nn.Module) -> Iterator[None]:
+def swapped(model: PreTrainedModel, layer: int, block: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Inside the block, `block`, of another model of the same architecture, stands in place of the block `layer`."""
-    inner = blocks(model)
-    own = inner[layer]
-    inner[layer] = block
-    try:
-        yield
-    finally:
-        inner[layer] = own
+    return exchanged(blocks(model), str(layer), block)
 
 
 @contextlib.contextmanager
-def exchanged(model: PreTrainedModel, path: str, module: nn.Module) -> Iterator[None]:
+def exchanged(model: nn.Module, path: str, module: nn.Module) -> Iterator[None]:
     """Inside the block, `module`, of another model of the same architecture, stands at the dotted `path` of `model`."""
     own = model.get_submodule(path)
     model.set_submodule(path, module)

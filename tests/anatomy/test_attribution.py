@@ -12,7 +12,7 @@ from stages.anatomy.encoding import answers_of, encode, texts_of
 from stages.anatomy.hooks import reading, replacing
 from stages.anatomy.modules import linear_paths
 from stages.errors import BadInput
-from tests.families import FAMILIES, tiny, token_ids, tokenizer
+from tests.families import FAMILIES, loglikelihoods, tiny, token_ids, tokenizer
 
 ITEMS = encode(tokenizer(), [("1 + 7 =", " 8."), ("1 + 7 =", " 8!"), ("30 + 12 =", " 42."), ("5 + 5 =", " 10.")])
 """The first two share a row."""
@@ -29,14 +29,6 @@ def pair(family: str):
     """
     models = tiny(family), tiny(family, seed=1)
     return models if family == "mixtral" else tuple(model.double() for model in models)
-
-
-def loglikelihoods(model) -> torch.Tensor:
-    told = []
-    for e in ITEMS:
-        logprobs = model(input_ids=torch.tensor([e.ids[:-1]]), use_cache=False).logits[0].log_softmax(-1)
-        told.append(sum(logprobs[e.start - 1 + i, token] for i, token in enumerate(e.ids[e.start :])))
-    return torch.stack(told)
 
 
 def text_logits(model) -> list[torch.Tensor]:
@@ -71,7 +63,7 @@ def test_weights_have_the_derivative_of_the_log_likelihood_towards_the_donor(fam
             for name, weight in module.named_parameters():
                 weight.data = torch.lerp(start[name], other.get_parameter(name), t)
 
-        expected = derivative(lambda: loglikelihoods(target), move, family).double()
+        expected = derivative(lambda: loglikelihoods(target, ITEMS), move, family).double()
         assert torch.allclose(found["weights", site].capability, expected, rtol=3e-3, atol=3e-3)
 
 

@@ -6,8 +6,8 @@ import torch
 from stages.anatomy.blocks import blocks
 from stages.anatomy.encoding import answers_of, encode, texts_of
 from stages.anatomy.hooks import reading, replacing
-from stages.anatomy.outcomes import Judge
-from stages.anatomy.patching import Patch, mean_states, patched, states_at, to_states, to_vector
+from stages.anatomy.outcomes import Judge, states_at
+from stages.anatomy.patching import Patch, mean_states, patched, to_states, to_vector
 from stages.anatomy.sites import sites_of
 from stages.errors import BadInput
 from tests.families import tiny, token_ids, tokenizer

@@ -1,6 +1,6 @@
 """Ways to capture the same states, each in a process of its own, with the Python that has the library.
 
-`python benchmarks/contestants.py NAME JOB.json` loads the model once, says `ready`, and then captures whenever a line
+`python benchmarks/capture_peers.py NAME JOB.json` loads the model once, says `ready`, and then captures whenever a line
 comes in; after each it prints seconds, bytes written and the peak of its resident memory as JSON. A job holds the
 model's directory, the texts with their tokens and offsets, the batches, the sites and the folder to write to.
 """
