@@ -17,13 +17,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import typer
 
+from benchmarks.trace_peers import best
 from stages.anatomy.attribution import attribute
 from stages.anatomy.blocks import blocks, linear_modules
 from stages.anatomy.contrast import contrast
@@ -36,17 +35,6 @@ from stages.anatomy.patching import Patch, patched, to_states
 _NAMES = ["John", "Mary", "Tom", "Sarah", "James", "Anna", "David", "Lisa", "Mark", "Jane", "Paul", "Kate"]
 _FRAME = "When {0} and {1} went to the store, {1} gave a drink to"
 _TEXT = "The garden is green and we are all well here; the rain came on Thursday and stayed until the next morning."
-
-
-def best(run: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Seconds of the fastest of some runs, by the clock and of the processor."""
-    clock, processor = [], []
-    for _ in range(repeats):
-        starts = time.perf_counter(), time.process_time()
-        run()
-        clock.append(time.perf_counter() - starts[0])
-        processor.append(time.process_time() - starts[1])
-    return min(clock), min(processor)
 
 
 def prompts(tokenizer, count: int) -> list[tuple[Encoded, Encoded]]:
@@ -107,7 +95,7 @@ def main(
         outcomes = patched(judge, target, kept, [Patch(site, to_states(clean[site])) for site in sites], budget)
         effects[:] = [outcome.loglikelihood - unpatched.loglikelihood for outcome in outcomes]
 
-    ours = [len(sites) / seconds for seconds in best(sweep, repeats)]
+    ours = [len(sites) / seconds for seconds in best(sweep, repeats)[:2]]
     print(f"graftline: {ours[0]:.2f} patches/s ({ours[1]:.2f} a processor second)")
     rates = []
     with tempfile.TemporaryDirectory() as directory:
