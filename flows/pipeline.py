@@ -15,7 +15,7 @@ from flows.dag import Dag, DagError, read_dag
 from flows.outcome import StageFailed, StageResult, StageStopped
 from flows.processes import StageProcesses
 from flows.results import results
-from flows.runner import arguments, perform, stopping, walk
+from flows.runner import arguments, perform, walk
 from flows.server import prepare, server, settle
 
 prepare()  # Prefect reads its settings when it is imported
@@ -50,7 +50,6 @@ def pipeline(targets: list[str] | None = None, workers: int = 2, root: str = "."
 
 def run(dag: Dag, workers: int) -> dict[str, StageResult]:
     """Each stage as a task, submitted once its upstreams are done: a task that waits would hold one of the workers."""
-    processes = StageProcesses(dag.root, workers)
     futures: dict[str, PrefectFuture[State]] = {}
 
     def submit(stage: str) -> PrefectFuture[State]:
@@ -59,7 +58,7 @@ def run(dag: Dag, workers: int) -> dict[str, StageResult]:
         futures[stage] = run_stage.submit(stage, work, wait_for=upstreams)  # pyright: ignore[reportCallIssue]
         return futures[stage]
 
-    with stopping(processes):
+    with StageProcesses(dag.root, workers) as processes:
         return walk(dag, workers, submit)
 
 

@@ -3,16 +3,19 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from flows.outcome import ADVICE, Outcome, StageFailed, StageResult, StageStopped, verdict
 
 SUPERVISOR = Path(__file__).with_name("supervise.py")
+WARM = Path(__file__).with_name("warm.py")
 LAST_LINES = 20
 
 
@@ -20,6 +23,8 @@ class StageProcesses:
     """Runs stages, from as many threads as you like, until it is stopped.
 
     Each stage is `dvc repro --single-item` under flows/supervise.py, so none outlives this process, however it dies.
+    Inside its context they fork, on Linux, from one process that has the heavy libraries imported (flows/warm.py). An
+    exception that leaves the context, be it a failed stage, Ctrl-C or a signal turned into one, stops all stages.
     """
 
     def __init__(self, root: Path, workers: int = 1):
@@ -27,9 +32,21 @@ class StageProcesses:
             raise ValueError(f"Expected at least 1 worker, got {workers}; leave it out for 2.")
         self.root = root
         self.environment = environment(workers)
+        self._open = ExitStack()
         self._lock = threading.Lock()
         self._live: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
+
+    def __enter__(self) -> Self:
+        if sys.platform == "linux":  # elsewhere the libraries do not survive a fork
+            first = str(self._open.enter_context(warmed(self.environment)))
+            self.environment["PATH"] = os.pathsep.join([first, self.environment["PATH"]])
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.stop()
+        self._open.close()
 
     def run(self, stage: str, on_line: Callable[[str], None] = lambda line: None) -> StageResult:
         """Bring one stage up to date, its upstreams being so; `on_line` gets each line as it is printed.
@@ -103,6 +120,21 @@ def supervised(
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on in order
     )
+
+
+@contextmanager
+def warmed(environment: Mapping[str, str]) -> Iterator[Path]:
+    """A folder whose `python` starts stages by flows/warm.py, at full speed once a `socket` appears in it."""
+    with tempfile.TemporaryDirectory() as short:  # a socket's path has at most 107 characters
+        answering, python = Path(short) / "socket", Path(short) / "python"
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{WARM}" ask "{answering}" "$@"\n')
+        python.chmod(0o700)
+        command = [sys.executable, "-P", str(WARM), "serve", str(answering)]
+        with supervised(command, stdout=subprocess.DEVNULL, env=environment) as server:
+            try:
+                yield Path(short)
+            finally:
+                server.terminate()
 
 
 def environment(workers: int) -> dict[str, str]:

@@ -7,9 +7,8 @@ finished stays: run again to go on from there.
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -41,7 +40,6 @@ def run(dag: Dag, workers: int = 2, on_event: Callable[[Event], None] = lambda e
     that, and on any interrupt, every stage process is gone when this returns.
     """
     heal(dag.root)
-    processes = StageProcesses(dag.root, workers)
 
     def watched(stage: str) -> StageResult:
         if stage in dag.changed:
@@ -54,7 +52,7 @@ def run(dag: Dag, workers: int = 2, on_event: Callable[[Event], None] = lambda e
         on_event(Event(stage, result.outcome, seconds=result.seconds))
         return result
 
-    with ThreadPoolExecutor(workers) as threads, stopping(processes):
+    with ThreadPoolExecutor(workers) as threads, StageProcesses(dag.root, workers) as processes:
         return walk(dag, workers, lambda stage: threads.submit(watched, stage))
 
 
@@ -83,16 +81,6 @@ def walk(dag: Dag, workers: int, submit: Callable[[str], Any]) -> dict[str, Stag
         for upstreams in waiting.values():
             upstreams.discard(stage)
     return ended
-
-
-@contextmanager
-def stopping(processes: StageProcesses) -> Iterator[None]:
-    """Stop the processes if the body raises, be it a failed stage, Ctrl-C or a signal turned into an exception."""
-    try:
-        yield
-    except BaseException:
-        processes.stop()
-        raise
 
 
 def show(event: Event) -> None:

@@ -1,9 +1,28 @@
 """One thread for every test: claims that hold bit for bit hold at a fixed number of threads."""
 
 import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 import torch
+
+from flows import processes, warm
 
 torch.set_num_threads(1)
 # A shell that starts the tests in the background leaves interrupts ignored, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def binaries() -> Iterator[Path]:
+    """A folder whose `python` runs a stage in a fork of one process that has everything imported."""
+    with processes.warmed(processes.environment(workers=2)) as folder:
+        until = time.monotonic() + 120
+        while not (folder / "socket").exists() and time.monotonic() < until:
+            if early := warm.connected(str(folder / "socket")):
+                early.close()
+            time.sleep(0.05)
+        assert (folder / "socket").exists(), "the server does not answer"
+        yield folder

@@ -2,17 +2,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import toy
-import warm
 
 from flows import processes
 from flows.dag import read_dag
@@ -29,26 +24,8 @@ class Built:
     ended: dict[str, StageResult]
 
 
-@pytest.fixture(scope="session")
-def binaries() -> Iterator[Path]:
-    """A folder whose `python` runs a stage in a fork of one process that has everything imported."""
-    with tempfile.TemporaryDirectory() as short:  # a socket's path has at most 107 characters
-        answering, python = Path(short) / "socket", Path(short) / "bin" / "python"
-        python.parent.mkdir()
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{warm.__file__}" ask "{answering}" "$@"\n')
-        python.chmod(0o755)
-        command = [sys.executable, warm.__file__, "serve", str(answering)]
-        with subprocess.Popen(command, env=processes.environment(workers=2)) as server:
-            until = time.monotonic() + 120
-            while not answering.exists() and server.poll() is None and time.monotonic() < until:
-                time.sleep(0.05)
-            assert answering.exists(), f"{' '.join(command)} does not answer"
-            yield python.parent
-            server.terminate()
-
-
 def prefer(binaries: Path, patch: pytest.MonkeyPatch) -> None:
-    """Every stage that DVC starts from here finds the `python` in that folder first."""
+    """Every stage that DVC starts from here finds the `python` in that folder first, and no other is started."""
     plain = processes.environment
 
     def environment(workers: int) -> dict[str, str]:
@@ -56,6 +33,7 @@ def prefer(binaries: Path, patch: pytest.MonkeyPatch) -> None:
         return found | {"PATH": os.pathsep.join([str(binaries), found["PATH"]])}
 
     patch.setattr(processes, "environment", environment)
+    patch.setattr(processes, "warmed", lambda _: nullcontext(binaries))
 
 
 @pytest.fixture
