@@ -58,7 +58,7 @@ def run(dag: Dag, workers: int) -> dict[str, StageResult]:
         futures[stage] = run_stage.submit(stage, work, wait_for=upstreams)  # pyright: ignore[reportCallIssue]
         return futures[stage]
 
-    with StageProcesses(dag.root, workers) as processes:
+    with StageProcesses(dag.root, workers, warm=bool(dag.changed)) as processes:
         return walk(dag, workers, submit)
 
 

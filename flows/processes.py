@@ -23,22 +23,24 @@ class StageProcesses:
     """Runs stages, from as many threads as you like, until it is stopped.
 
     Each stage is `dvc repro --single-item` under flows/supervise.py, so none outlives this process, however it dies.
-    Inside its context they fork, on Linux, from one process that has the heavy libraries imported (flows/warm.py). An
-    exception that leaves the context, be it a failed stage, Ctrl-C or a signal turned into one, stops all stages.
+    With `warm`, and inside its context, they fork from one process that has the heavy libraries imported
+    (flows/warm.py). An exception that leaves the context, be it a failed stage, Ctrl-C or a signal turned into one,
+    stops all stages.
     """
 
-    def __init__(self, root: Path, workers: int = 1):
+    def __init__(self, root: Path, workers: int = 1, warm: bool = False):
         if workers < 1:
             raise ValueError(f"Expected at least 1 worker, got {workers}; leave it out for 2.")
         self.root = root
         self.environment = environment(workers)
+        self._warm = warm and sys.platform == "linux"  # elsewhere the libraries do not survive a fork
         self._open = ExitStack()
         self._lock = threading.Lock()
         self._live: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
 
     def __enter__(self) -> Self:
-        if sys.platform == "linux":  # elsewhere the libraries do not survive a fork
+        if self._warm:
             first = str(self._open.enter_context(warmed(self.environment)))
             self.environment["PATH"] = os.pathsep.join([first, self.environment["PATH"]])
         return self

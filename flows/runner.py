@@ -52,7 +52,7 @@ def run(dag: Dag, workers: int = 2, on_event: Callable[[Event], None] = lambda e
         on_event(Event(stage, result.outcome, seconds=result.seconds))
         return result
 
-    with ThreadPoolExecutor(workers) as threads, StageProcesses(dag.root, workers) as processes:
+    with ThreadPoolExecutor(workers) as threads, StageProcesses(dag.root, workers, warm=bool(dag.changed)) as processes:
         return walk(dag, workers, lambda stage: threads.submit(watched, stage))
 
 
