@@ -7,8 +7,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
+import gguf
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -124,8 +128,9 @@ def _convert_gguf(file: Path, directory: Path) -> None:
     transformers_logging.disable_progress_bar()
     if file.suffix != ".gguf":
         raise BadInput(f"Expected a directory or a .gguf file, got {file.name}; only these are read.")
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    read_model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    with _parsed_once():
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        read_model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     plain = {
         k: v
         for k, v in read_model.config.to_dict().items()
@@ -138,6 +143,19 @@ def _convert_gguf(file: Path, directory: Path) -> None:
     model.load_state_dict({name: tensor.to(torch.bfloat16) for name, tensor in read_model.state_dict().items()})
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """transformers would parse the file for the tokenizer, the configuration and the weights each, 5 s a time, and make
+    the table of tensor names anew for each module.
+    """
+    plain = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = map(cache, plain)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = plain
 
 
 def _copy(found: Path, directory: Path, source: Source) -> None:
