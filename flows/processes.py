@@ -145,6 +145,9 @@ def environment(workers: int) -> dict[str, str]:
     binaries = str(Path(sys.executable).parent)
     return {
         "OMP_NUM_THREADS": str(max(1, cores // workers)),
+        # glibc would give large tensors back to the kernel and fetch them anew, zeroed page by page, at every pass
+        "MALLOC_MMAP_THRESHOLD_": str(2**31),
+        "MALLOC_TRIM_THRESHOLD_": str(2**33),
         **inherited(),
         "DVC_NO_ANALYTICS": "1",
         "PYTHONUNBUFFERED": "1",

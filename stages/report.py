@@ -27,7 +27,7 @@ class Report(Settings):
     perplexity_limit: float = pydantic.Field(default=1.02, ge=1)
     """The largest perplexity ratio on unrelated text that still counts as unharmed."""
     margin: float = pydantic.Field(default=0.02, ge=0)
-    """A loss of accuracy below this counts as none: "no worse" needs intervals that exclude a larger one."""
+    """A loss of accuracy up to this counts as none: "no worse" needs intervals that exclude a larger one."""
 
 
 def report(settings: Report, places: Places, params: Path, out: Path) -> str:

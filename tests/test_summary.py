@@ -123,6 +123,8 @@ NO_GAIN = {"gain": (0.0, -0.01, 0.01)}
         ({"ratio": (1.03, 1.01, 1.05)}, NO_GAIN, "undecided"),  # perhaps above the limit
         ({"ratio": (1.05, 1.03, 1.07)}, NO_GAIN, "worse"),
         ({"change": (-0.05, -0.08, -0.02)}, NO_GAIN, "worse"),
+        ({"change": (-0.015, -0.03, -0.005)}, NO_GAIN, "better"),  # the loss is sure and within the margin
+        ({"gain": (-0.015, -0.03, -0.005)}, NO_GAIN, "undecided"),
         ({"gain": (-0.1, -0.2, -0.05)}, NO_GAIN, "worse"),
         (NO_GAIN, NO_GAIN, "no worse"),
         ({"gain": (0.0, -0.1, 0.1)}, NO_GAIN, "undecided"),

@@ -17,14 +17,15 @@ class Rules:
     perplexity_limit: float = 1.02
     """The largest perplexity ratio that still counts as unharmed."""
     margin: float = 0.02
-    """A loss of accuracy below this counts as none, and so does a control's gain; "no worse" needs intervals that
-    exclude a larger loss."""
+    """A loss of accuracy up to this counts as none, however sure it is, and so does a control's gain; "no worse" needs
+    intervals that exclude a larger loss."""
 
 
 def judge(entry: Entry, controls: Mapping[str, Entry], control_for: str | None, rules: Rules) -> dict[str, Any]:
     """`{"verdict", "reasons"}` of one variant, from its own figures and those of its controls.
 
-    worse: the gain's or the retention change's interval lies below 0, or the perplexity ratio's above the limit.
+    worse: the gain or the retention change is a loss beyond the margin and its interval lies below 0, or the perplexity
+    ratio's interval lies above the limit.
     better: the gain's interval lies above 0, the perplexity ratio is within the limit, no control gains
     unharmed, and the difference to every control lies above 0; without a measured control nothing is better.
     no worse: neither, and a loss beyond the margin is excluded. undecided: the rest.
@@ -46,9 +47,9 @@ def judge(entry: Entry, controls: Mapping[str, Entry], control_for: str | None, 
         return {"verdict": "control: fails as it should", "reasons": [reason]}
     limit = f"the limit of {rules.perplexity_limit:g}"
     losses = []
-    if gain["high"] < 0:
+    if _loses(gain, rules):
         losses.append("it loses on the capability")
-    if change["high"] < 0:
+    if _loses(change, rules):
         losses.append("it loses on retention")
     if ratio["low"] > rules.perplexity_limit:
         losses.append(f"its perplexity ratio is above {limit}")
@@ -58,7 +59,8 @@ def judge(entry: Entry, controls: Mapping[str, Entry], control_for: str | None, 
         doubts = _doubts(entry, controls, rules)
         if doubts:
             return {"verdict": "undecided", "reasons": ["it gains on the capability", *doubts]}
-        reason = f"it gains, retention and perplexity hold, and {' and '.join(controls)} cannot match it"
+        held = "hold" if change["high"] >= 0 else f"hold to within {rules.margin:g}"
+        reason = f"it gains, retention and perplexity {held}, and {' and '.join(controls)} cannot match it"
         return {"verdict": "better", "reasons": [reason]}
     if gain["low"] >= -rules.margin and change["low"] >= -rules.margin and ratio["high"] <= rules.perplexity_limit:
         return {"verdict": "no worse", "reasons": [f"no gain shown, and a loss beyond {rules.margin:g} is excluded"]}
@@ -83,8 +85,12 @@ def _doubts(entry: Entry, controls: Mapping[str, Entry], rules: Rules) -> list[s
 
 
 def _gains_unharmed(entry: Entry, rules: Rules) -> bool:
-    unharmed = entry["retention_change"]["high"] >= 0 and entry["perplexity_ratio"]["value"] <= rules.perplexity_limit
+    unharmed = not _loses(entry["retention_change"], rules) and entry["perplexity_ratio"]["value"] <= rules.perplexity_limit
     return _gains(entry, rules) and unharmed
+
+
+def _loses(change: Mapping[str, float], rules: Rules) -> bool:
+    return change["high"] < 0 and change["value"] < -rules.margin
 
 
 def _gains(control: Entry, rules: Rules) -> bool:
