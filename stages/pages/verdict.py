@@ -85,8 +85,8 @@ def _doubts(entry: Entry, controls: Mapping[str, Entry], rules: Rules) -> list[s
 
 
 def _gains_unharmed(entry: Entry, rules: Rules) -> bool:
-    unharmed = not _loses(entry["retention_change"], rules) and entry["perplexity_ratio"]["value"] <= rules.perplexity_limit
-    return _gains(entry, rules) and unharmed
+    harmed = _loses(entry["retention_change"], rules) or entry["perplexity_ratio"]["value"] > rules.perplexity_limit
+    return _gains(entry, rules) and not harmed
 
 
 def _loses(change: Mapping[str, float], rules: Rules) -> bool:
