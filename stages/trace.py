@@ -25,8 +25,9 @@ from stages.anatomy.sites import sites_of
 from stages.anatomy.vocabulary import shared
 from stages.command import run
 from stages.errors import BadInput
+from stages.items import PROMPT, TEXT, read_items
 from stages.settings import Settings, read
-from stages.storage import new_file, read_jsonl
+from stages.storage import new_file
 
 
 class Trace(Settings):
@@ -161,11 +162,13 @@ def main(
         raise BadInput(
             f"Tracing needs a donor with the target's tokenizer, got another in {donor}; leave it out of `trace`."
         )
-    items, told = read_jsonl(capability), read_jsonl(text)[: settings.texts]
+    items, told = read_items(capability, PROMPT), read_items(text, TEXT, settings.texts)
     everything = encode(tokenizer, [(row["prompt"], row["answer"]) for row in items])
     answers = everything[: settings.prompts]
     encoded = tokenizer([row["text"] for row in told], add_special_tokens=False).input_ids
     cut = [ids[: settings.text_tokens + 1] for ids in encoded if len(ids) > 1]
+    if not cut:
+        raise BadInput(f"Expected a text of at least two tokens in {text}, got none; add one.")
     pairs = None
     if "clean" in settings.activations:
         found = partners([row["prompt"] for row in items], everything, settings.prompts)
