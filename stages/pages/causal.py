@@ -39,16 +39,17 @@ def maps(rows: pd.DataFrame, donor: str) -> list[Plot]:
     """
     if not {"site", "intervention"} <= set(rows.columns):
         return []
-    found = rows[rows.site.notna()].assign(position=rows.get("position"))
-    found = found[found.site.map(lambda site: layer_of(site) is not None)]
+    inside = [isinstance(site, str) and layer_of(site) is not None for site in rows.site]
+    found = rows[inside].reset_index(drop=True)
+    found["position"] = found.get("position")
     found["estimated"] = found.intervention == "attribution_states"
-    found["map"] = found.intervention.where(~found.intervention.isin(_DONOR), "donor")
+    found["put"] = found.intervention.where(~found.intervention.isin(_DONOR), "donor")
     found["rank"] = found.intervention.map({name: rank for rank, name in enumerate(_DONOR)}).fillna(0)
-    found = found.sort_values("rank", kind="stable").drop_duplicates(["map", "site", "position"])
+    found = found.sort_values("rank", kind="stable").drop_duplicates(["put", "site", "position"])
     plots = []
     for name, (words, what) in _MAPS.items():
         for alone in (False, True):
-            cells = found[(found.map == name) & (found.position.notna() == alone)]
+            cells = found[(found.put == name) & (found.position.notna() == alone)]
             plots += _panels(cells, words + (" at single positions" if alone else ""), what, donor)
     return plots
 
