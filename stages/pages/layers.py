@@ -35,7 +35,7 @@ _TRACE = {
     ),
 }
 _KINDS = ("block", "attention", "mlp")
-_UNBRIDGED = "none"
+_UNBRIDGED, _OUTLINE = "none", "#e0402f"
 
 
 def catalog(rows: pd.DataFrame, donor: str) -> list[Plot]:
@@ -93,8 +93,8 @@ def _grid(title: str, caption: str, cells: pd.DataFrame, unit: str, donor: str) 
         color=alt.Color("value:Q", title=unit, scale=alt.Scale(scheme="viridis")),
         tooltip=["donor_layer:O", "target_layer:O", *(["kind:N"] if "kind" in kept else []), *numbers("value")],
     )
-    star = base.mark_text(text="★", fontSize=13, color="white", stroke="black", strokeWidth=0.4)
-    chart = heat + star.transform_filter("datum.best") if "best" in kept else heat
+    outline = base.mark_rect(filled=False, stroke=_OUTLINE, strokeWidth=2.5).transform_filter("datum.best")
+    chart = heat + outline if "best" in kept else heat
     return plot(title, caption, chart, 30 * cells.donor_layer.nunique(), donor)
 
 
@@ -127,7 +127,7 @@ def alignment(rows: Sequence[Mapping[str, Any]], donor: str) -> list[Plot]:
     """Quality of the bridges on rows that the fit did not see, beside that of the donor's states as they are.
 
     Lines where each donor layer meets one of the target's, a grid of the pairs where it meets several, of each pair
-    the bridge with the highest R². A ring, or a star, marks the best of all.
+    the bridge with the highest R². A ring, or an outline, marks the best of all.
     """
     frame = pd.DataFrame(list(rows))
     if not {"donor_layer", "target_layer", "kind"} <= set(frame.columns):
@@ -144,11 +144,11 @@ def alignment(rows: Sequence[Mapping[str, Any]], donor: str) -> list[Plot]:
             cells = frame.assign(value=frame[measure]).dropna(subset=["value"])
             cells = cells.sort_values("r2" if "r2" in cells else "value", ascending=False, kind="stable")
             cells = cells.drop_duplicates(["donor_layer", "target_layer"])
-            caption += " Of each pair the best bridge; a star marks the best of all."
+            caption += " Of each pair the bridge with the highest R²; an outline marks the best of all."
             plots.append(_grid(f"{title} of the bridges", caption, cells, title, donor))
         else:
             onto = "its like" if alike else f"layer {frame.target_layer.iloc[0]}"
-            plots.append(_lines(frame, measure, title, f"{caption} Onto {onto}; a ring marks the best bridge.", donor))
+            plots.append(_lines(frame, measure, title, f"{caption} Onto {onto}.", donor))
     return plots
 
 
@@ -173,8 +173,11 @@ def _lines(frame: pd.DataFrame, measure: str, title: str, caption: str, donor: s
         tooltip=["donor_layer:Q", "target_layer:Q", "kind:N", *numbers("value")],
     )
     lines = base.mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(filled=True, size=22))
-    ring = base.mark_point(filled=False, size=160, strokeWidth=1.8).transform_filter("datum.best")
-    return plot(f"{title} of the bridges", caption, lines + ring, about=donor)
+    best = long[long.best.astype(bool)]
+    if len(best):
+        ring = base.properties(data=values(best)).mark_point(filled=False, size=160, strokeWidth=1.8)
+        lines, caption = lines + ring, f"{caption} A ring marks the best bridge."
+    return plot(f"{title} of the bridges", caption, lines, about=donor)
 
 
 def over(field: str, layers: pd.Series) -> alt.X:
