@@ -146,7 +146,11 @@ def trace() -> pd.DataFrame:
             for end, gap in (("_low", -0.04), ("_high", 0.04))
         }
         site = None if layer is None else f"layers.{layer}{part}"
-        place = {"site": site, "layer": None if part else layer, "intervention": intervention}
+        place = {
+            "site": site,
+            "layer": None if part or intervention.startswith("attribution") else layer,
+            "intervention": intervention,
+        }
         sure = {"capability_q": 0.01 if abs(share) > 0.1 else 0.4, "retention_q": 0.2}
         return place | {"host": "target", "position": None, "prompts": 32, "texts": 8} | figures | ends | sure
 

@@ -73,11 +73,13 @@ def _panel(
     shown = shown[["at", "row", "value", "q", "site"]]
     reach = max(float(f"{shown.value.abs().max():.2g}"), 1e-9)
     ends = [-reach, reach] if measure == "capability" else [reach, -reach]
-    scale = alt.Scale(type="symlog", constant=reach / 30, domain=[ends[0], 0, ends[1]], range="diverging")
-    legend = alt.Legend(values=[-reach, -reach / 10, 0, reach / 10, reach], format=".2~g", gradientLength=180)
+    scale = alt.Scale(
+        type="symlog", constant=reach / 30, domain=[ends[0], 0, ends[1]], range="diverging", interpolate="lab"
+    )
+    legend = alt.Legend(values=[-reach, 0, reach], format=".2~g", gradientLength=160)
     base = alt.Chart(values(shown)).encode(
         x=alt.X("at:O", title="layer", axis=alt.Axis(values=some(shown["at"]), labelAngle=0)),
-        y=alt.Y("row:N", title=None, sort=list(names)),
+        y=alt.Y("row:N", title=None, sort=list(names), axis=alt.Axis(labelLimit=220)),
     )
     heat = base.mark_rect().encode(
         color=alt.Color("value:Q", title=unit, scale=scale, legend=legend),
