@@ -70,7 +70,7 @@ def _panel(
     cells: pd.DataFrame, measure: str, names: Sequence[str], title: str, unit: str, what: str, donor: str
 ) -> Plot:
     shown = cells.assign(value=cells[measure], q=cells.get(_TESTED[measure])).dropna(subset=["value"])
-    shown = shown[["at", "row", "value", "q", "site"]]
+    shown = pd.DataFrame(shown.loc[:, ["at", "row", "value", "q", "site"]])
     reach = max(float(f"{shown.value.abs().max():.2g}"), 1e-9)
     ends = [-reach, reach] if measure == "capability" else [reach, -reach]
     scale = alt.Scale(
@@ -78,7 +78,7 @@ def _panel(
     )
     legend = alt.Legend(values=[-reach, 0, reach], format=".2~g", gradientLength=160)
     base = alt.Chart(values(shown)).encode(
-        x=alt.X("at:O", title="layer", axis=alt.Axis(values=some(shown["at"]), labelAngle=0)),
+        x=alt.X("at:O", title="layer", axis=alt.Axis(values=some(pd.Series(shown["at"])), labelAngle=0)),
         y=alt.Y("row:N", title=None, sort=list(names), axis=alt.Axis(labelLimit=220)),
     )
     heat = base.mark_rect().encode(
@@ -114,7 +114,8 @@ def agreement(rows: pd.DataFrame, compared: Sequence[Mapping[str, Any]], donor: 
     plots = []
     for pair in compared:
         names = [pair["estimate"], pair["exact"]]
-        alone = rows[rows.intervention.isin(names) & rows.get("position", pd.Series(index=rows.index)).isna()]
+        placed = rows["position"].notna() if "position" in rows else False
+        alone = rows[rows.intervention.isin(names) & ~pd.Series(placed, index=rows.index)]
         for measure, (on, unit) in _PANELS.items():
             figure = pair.get(measure.removesuffix("_change"))
             both = (
