@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from stages.errors import BadInput, nearest
+from stages.fingerprint import fingerprint
 
 _FORMAT = "graftline activations 1"
 
@@ -33,14 +34,18 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def create(path: Path, texts: Sequence[Text], widths: dict[str, int]) -> dict[str, np.memmap]:
+def create(
+    path: Path, texts: Sequence[Text], widths: dict[str, int], model: str | None = None, blocks: int | None = None
+) -> dict[str, np.memmap]:
     """Lays out a whole file for `texts` and gives, per site, an array [tokens, width] of uint16 to write states into.
 
-    Rows come prompt after prompt in the order of `texts`, without pads. The bytes depend on the content alone.
+    `model` is the fingerprint of the model's directory and `blocks` how many blocks the model has, where known. Rows
+    come prompt after prompt in the order of `texts`, without pads. The bytes depend on the content alone.
     """
     starts = np.cumsum([0, *(len(text.tokens) for text in texts)])
     with h5py.File(path, "w") as file:
         file.attrs["format"] = _FORMAT
+        file.attrs.update({name: each for name, each in (("model", model), ("blocks", blocks)) if each is not None})
         file["tokens"] = np.concatenate([np.asarray(text.tokens, np.int32) for text in texts])
         file["offsets"] = np.concatenate([np.asarray(text.offsets, np.int32) for text in texts])
         file["starts"] = starts
@@ -114,6 +119,11 @@ class Activations:
                 self.kinds = [value.decode() for value in _read(file, "kinds")]
                 self.digests = [value.decode() for value in _read(file, "digests")]
                 self._places = _places(file)
+                self.model: str | None = file.attrs.get("model")
+                """Fingerprint of the directory of the model whose states these are; None where not known"""
+                blocks = file.attrs.get("blocks")
+                self.blocks: int | None = None if blocks is None else int(blocks)
+                """Of that model; None where not known"""
         except (OSError, KeyError) as error:
             raise BadInput(
                 f"{path} is not a whole activation file ({' '.join(str(error).split())}); delete it and capture again."
@@ -123,6 +133,14 @@ class Activations:
         if path.stat().st_size < end:
             raise BadInput(
                 f"{path} is cut off: expected {end} bytes, got {path.stat().st_size}; delete it, capture again."
+            )
+
+    def check_model(self, directory: Path) -> None:
+        """Raises BadInput when these are known to be states of another model than the one in `directory`."""
+        if self.model is not None and self.model != fingerprint(directory):
+            raise BadInput(
+                f"Expected states of the model {directory} in {self.path}, got those of another one; check that donor "
+                "and target are not exchanged, or capture again."
             )
 
     @property

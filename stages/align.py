@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from stages.activations import Activations
-from stages.anatomy.names import layer_index
+from stages.anatomy.names import layer_index, layer_of
 from stages.command import run
 from stages.errors import BadInput
 from stages.maths.affine import Affine
@@ -65,6 +65,12 @@ def layer_pairs(donor_blocks: int, target_blocks: int, target_layers: list[int |
     return [(layer, onto) for layer in range(donor_blocks) for onto in wanted]
 
 
+def sites_by_layer(activations: Activations) -> tuple[int, dict[int, str]]:
+    """The number of the model's blocks, and the residual streams that a file holds, by layer."""
+    sites = {int(layer_of(site) or 0): site for site in block_sites(activations)}
+    return activations.blocks or max(sites) + 1, sites
+
+
 def held_out(kinds: list[str], share: float, seed: int) -> torch.Tensor:
     """[prompts], which to judge on: `share` of each kind that has two or more, at least one and not all of them."""
     generator = torch.Generator().manual_seed(seed)
@@ -107,7 +113,8 @@ def align(
     `gate_weight` G and `gate_bias` c: x goes to the mean of the bridges' results weighted by softmax(x G + c).
     `cosine`, `mse` and `r2` are of the bridged rows, those with `_before` of the donor's rows as they are, null where
     the widths differ; `best` marks the one row of highest R². Each prompt's first token and attention sinks are left
-    out, both of fitting and of judging. States are read a few thousand rows at a time.
+    out, both of fitting and of judging. Blocks that a file does not hold are left out, unless `target_layers` names
+    them. States are read a few thousand rows at a time.
     Raises BadInput when the files are of different texts, lack blocks, or leave fewer than two rows to fit or judge.
     """
     pairing = paired(target, donor)
@@ -115,10 +122,22 @@ def align(
     counts = {"rows_fit": int((~judged).sum()), "rows_held_out": int(judged.sum())}
     if min(counts.values()) < 2:
         raise BadInput(f"Expected two or more rows to fit and to judge bridges, got {counts}; capture more prompts.")
-    sites, donor_sites = block_sites(target), block_sites(donor)
+    (count, sites), (donor_count, donor_sites) = sites_by_layer(target), sites_by_layer(donor)
+    wanted = layer_pairs(donor_count, count, settings.target_layers)
+    if donor_count != count and (absent := sorted({onto for _, onto in wanted} - set(sites))):
+        named = ", ".join(f"layers.{onto}" for onto in absent)
+        raise BadInput(
+            f"Expected the states of {named} in {target.path}, got none; add them to capture.sites or correct "
+            "align.target_layers."
+        )
+    pairs = [(layer, onto) for layer, onto in wanted if layer in donor_sites and onto in sites]
+    if not pairs:
+        raise BadInput(
+            f"Expected a block that both {target.path} and {donor.path} hold, got none; capture the same sites of both."
+        )
     tensors: dict[str, torch.Tensor] = {}
     rows: list[dict[str, Any]] = []
-    for layer, onto in layer_pairs(len(donor_sites), len(sites), settings.target_layers):
+    for layer, onto in pairs:
         states = donor.mapped(donor_sites[layer]), target.mapped(sites[onto])
         fit, held = (PairedRows(*states, pairing.donor[mask], pairing.target[mask]) for mask in (~judged, judged))
         bridges = fitted(settings, fit)
@@ -136,9 +155,19 @@ def align(
     return tensors, [row | {"best": row is best} for row in rows]
 
 
-def main(target: Path, donor: Path, out: Path, params: Path = Path("params.yaml")) -> None:
-    """Fit and judge bridges between captured states, as params.yaml says under `align`."""
-    tensors, rows = align(read(params, "align", Align), Activations(target), Activations(donor))
+def main(
+    target: Path, donor: Path, out: Path, params: Path = Path("params.yaml"),
+    target_model: Path | None = None, donor_model: Path | None = None,
+) -> None:  # fmt: skip
+    """Fit and judge bridges between captured states, as params.yaml says under `align`.
+
+    The models' directories are given to check that the states are theirs.
+    """
+    settings, files = read(params, "align", Align), (Activations(target), Activations(donor))
+    for file, model in zip(files, (target_model, donor_model), strict=True):
+        if model is not None:
+            file.check_model(model)
+    tensors, rows = align(settings, *files)
     with new_directory(out) as scratch:
         save_file(tensors, scratch / "bridges.safetensors")
         write_json(scratch / "alignment.json", rows)

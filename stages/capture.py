@@ -15,9 +15,10 @@ from stages.anatomy.names import matching
 from stages.anatomy.sites import sites_of
 from stages.command import run
 from stages.errors import BadInput
+from stages.fingerprint import fingerprint
+from stages.items import PROMPT, TEXT, read_items
 from stages.recording import capture
 from stages.settings import Settings, read
-from stages.storage import read_jsonl
 
 _AT_ONCE = 1000
 """Texts that the tokenizer reads at once; its answer takes far more memory than what is kept of it."""
@@ -42,16 +43,11 @@ class Capture(Settings):
 def texts_of(tokenizer: PreTrainedTokenizerBase, settings: Capture, capability: Path, text: Path) -> list[Text]:
     """The first prompts and texts of two JSONL files, tokenized without special tokens, with character offsets.
 
-    Raises BadInput when a row lacks a key or has no token.
+    Raises BadInput when a row lacks a key, or has no words or no token.
     """
-    prompts, told = read_jsonl(capability)[: settings.prompts], read_jsonl(text)[: settings.texts]
-    try:
-        pairs = [(row["id"], "capability", row["prompt"] + row["answer"]) for row in prompts]
-        pairs += [(row["id"], "text", row["text"]) for row in told]
-    except KeyError as error:
-        raise BadInput(
-            f"Expected rows with id, prompt and answer in {capability} and id and text in {text}; {error} is missing."
-        ) from None
+    prompts = read_items(capability, ("id", *PROMPT), settings.prompts)
+    pairs = [(row["id"], "capability", row["prompt"] + row["answer"]) for row in prompts]
+    pairs += [(row["id"], "text", row["text"]) for row in read_items(text, ("id", *TEXT), settings.texts)]
     parts = [pairs[i : i + _AT_ONCE] for i in range(0, len(pairs), _AT_ONCE)]
     texts = [text for part in parts for text in _tokenized(tokenizer, part)]
     empty = [text.id for text in texts if not text.tokens]
@@ -78,7 +74,7 @@ def main(model: Path, capability: Path, text: Path, out: Path, params: Path = Pa
     texts = texts_of(load_tokenizer(model), settings, capability, text)
     network = spread(load(model, device="cpu")) if settings.spread else load(model, device=own_device())
     sites = matching(settings.sites, sites_of(network))
-    capture(network, texts, sites, out, settings.batch_tokens)
+    capture(network, texts, sites, out, settings.batch_tokens, fingerprint=fingerprint(model))
     if rank == 0:
         print(f"{len(sites)} sites on {sum(len(t.tokens) for t in texts)} tokens of {len(texts)} texts")
 

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stages.activations import Text, create, mapped
+from stages.anatomy.blocks import blocks
 from stages.anatomy.devices import entry_of, share, together
 from stages.anatomy.encoding import batches, pad
 from stages.anatomy.hooks import watching
@@ -26,13 +27,15 @@ def capture(
     out: Path,
     batch_tokens: int = 2048,
     save_every: float = 30.0,
+    fingerprint: str | None = None,
 ) -> None:
     """Writes the states of `sites` on `texts` to the HDF5 file `out`, rounded to bfloat16.
 
     The language-model head does not run, a few states are held at a time, and memory does not grow with the number of
     texts beyond their token ids. A capture that was killed goes on from what it last saved, every `save_every` seconds,
     and ends with the same bytes; one of another model, other texts or other sites begins anew. Where several processes
-    have joined, each runs its share of the batches on its own copy of the model, and all write to one file.
+    have joined, each runs its share of the batches on its own copy of the model, and all write to one file. The file
+    keeps the `fingerprint` of the model's directory, so that others can tell whose states it holds.
     Raises BadInput for a text longer than the model's context and for a site that does not run.
     """
     context = getattr(model.config, "max_position_embeddings", None) or max(len(t.tokens) for t in texts)
@@ -41,14 +44,14 @@ def capture(
     widths, (rank, count) = _widths(model, sites), share()
     starts = np.cumsum([0, *(len(text.tokens) for text in texts)])
     plan = list(batches([len(text.tokens) for text in texts], batch_tokens))
-    key = functools.cache(lambda: key_of(model, texts, [list(widths.items()), plan, count]))
+    key = functools.cache(lambda: key_of(model, texts, [list(widths.items()), plan, count, fingerprint]))
     partial = out.with_name(out.name + ".partial")
     progress = Progress(partial, rank, key)
     if rank == 0 and not (progress.done() and _whole(partial)):
         for each in range(count):
             Progress(partial, each, key).remove()
         out.parent.mkdir(parents=True, exist_ok=True)
-        create(partial, texts, widths)
+        create(partial, texts, widths, fingerprint, len(blocks(model)))
     together()
     done = progress.done()
     if left := plan[rank::count][done:]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 import pydantic
+import torch
 from transformers import PreTrainedModel
 
 from stages.anatomy.attribution import attribute
@@ -18,13 +19,15 @@ from stages.anatomy.loading import load, load_tokenizer
 from stages.anatomy.modules import linear_paths
 from stages.anatomy.names import layer_of, matching
 from stages.anatomy.outcomes import Judge
+from stages.anatomy.positions import Position, digits_of
 from stages.anatomy.restart import exchanged, swapped
 from stages.anatomy.sites import sites_of
 from stages.anatomy.vocabulary import shared
 from stages.command import run
 from stages.errors import BadInput
+from stages.items import PROMPT, TEXT, read_items
 from stages.settings import Settings, read
-from stages.storage import new_file, read_jsonl
+from stages.storage import new_file
 
 
 class Trace(Settings):
@@ -48,7 +51,13 @@ class Trace(Settings):
     """What stands, exactly, in place of the target's states at each of `sites`: the donor's, zero, their mean over the
     texts; `clean` puts the states of a prompt into the run of the same prompt with other numbers."""
     sites: tuple[str, ...] = ("layers.*", "layers.*.self_attn", "layers.*.mlp")
-    """Patterns of the sites whose states are exchanged or estimated."""
+    """Patterns of the sites whose states are exchanged or estimated; `layers.*.self_attn.heads.*` and
+    `layers.*.mlp.neurons.*` mean single heads and groups of neurons."""
+    neuron_groups: int = pydantic.Field(default=8, gt=0)
+    """Groups of neighbours into which the neurons of each MLP are cut."""
+    positions: tuple[Position, ...] = ()
+    """Where `activations` stand alone too: 0 for the first token, -1 for the last before the answer, `but_first`, or
+    `numbers`, the prompt's tokens that hold a digit."""
     resamples: int = pydantic.Field(default=2000, gt=0)
     seed: int = 0
 
@@ -74,7 +83,12 @@ def check_alike(target: PreTrainedModel, donor: PreTrainedModel) -> None:
 
 
 def trace(
-    settings: Trace, target: PreTrainedModel, donor: PreTrainedModel, judge: Judge, pairs: Contrast | None = None
+    settings: Trace,
+    target: PreTrainedModel,
+    donor: PreTrainedModel,
+    judge: Judge,
+    pairs: Contrast | None = None,
+    digits: torch.Tensor | None = None,
 ) -> pa.Table:
     """The effects of each intervention, in the columns of SCHEMA; the first is the whole donor in the target's place.
 
@@ -83,7 +97,8 @@ def trace(
     restarts from cached states, so that only what differs runs. `attribution_weights`, `attribution_blocks` and
     `attribution_states` estimate the donor's linear modules, those of a whole block, and states in the target.
     With `modules`, `module_in` runs single ones of the donor's; `activations` add `donor_states`, `zero`, `mean` and,
-    on `pairs`, `clean_states`, whose host is the target on the corrupted prompts.
+    on `pairs`, `clean_states`, whose host is the target on the corrupted prompts; each at all positions, then at each
+    of `positions` alone. `digits` [vocabulary] says which tokens are numbers.
     Raises BadInput when the architectures differ or a pattern of sites means none.
     """
     check_alike(target, donor)
@@ -102,7 +117,11 @@ def trace(
             with swapped(host, layer, blocks(guest)[layer]):
                 outcome = judge.outcome(host, layer - 1, kept[layer - 1]) if layer else judge.outcome(host)
             effects.add(name, host_name, site, outcome, hosts[host_name], layer)
-    sites = matching(settings.sites, sites_of(target)) if settings.attribution or settings.activations else []
+    sites = (
+        matching(settings.sites, sites_of(target, settings.neuron_groups))
+        if settings.attribution or settings.activations
+        else []
+    )
     if settings.attribution:
         found = attribute(target, donor, judge.answers, judge.texts, sites, settings.probes, settings.seed)
         for (kind, site), each in found.items():
@@ -116,9 +135,20 @@ def trace(
         with exchanged(target, path, donor.get_submodule(path)):
             outcome = judge.outcome(target, before, ours[before]) if before >= 0 else judge.outcome(target)
         effects.add("module_in", "target", site, outcome, hosts["target"])
-    rest = intervened(settings.activations, sites, target, donor, judge, ours, pairs, settings.batch_tokens)
-    for name, site, outcome, unpatched in rest:
-        effects.add(name, "target", site, outcome, unpatched)
+    for each in intervened(
+        settings.activations,
+        sites,
+        target,
+        donor,
+        judge,
+        ours,
+        pairs,
+        settings.batch_tokens,
+        settings.positions,
+        digits,
+    ):
+        at = None if each.position is None else str(each.position)
+        effects.add(each.intervention, "target", each.site, each.outcome, each.unpatched, position=at)
     return effects.table(_COMPARED)
 
 
@@ -132,18 +162,21 @@ def main(
         raise BadInput(
             f"Tracing needs a donor with the target's tokenizer, got another in {donor}; leave it out of `trace`."
         )
-    items, told = read_jsonl(capability), read_jsonl(text)[: settings.texts]
+    items, told = read_items(capability, PROMPT), read_items(text, TEXT, settings.texts)
     everything = encode(tokenizer, [(row["prompt"], row["answer"]) for row in items])
     answers = everything[: settings.prompts]
     encoded = tokenizer([row["text"] for row in told], add_special_tokens=False).input_ids
     cut = [ids[: settings.text_tokens + 1] for ids in encoded if len(ids) > 1]
+    if not cut:
+        raise BadInput(f"Expected a text of at least two tokens in {text}, got none; add one.")
     pairs = None
     if "clean" in settings.activations:
         found = partners([row["prompt"] for row in items], everything, settings.prompts)
         pairs = contrast(found, settings.batch_tokens)
     ours, theirs = load(target), load(donor)
     judge = Judge(ours, answers_of(answers, settings.batch_tokens), texts_of(cut, settings.batch_tokens))
-    table = trace(settings, ours, theirs, judge, pairs)
+    digits = digits_of(tokenizer) if "numbers" in settings.positions else None
+    table = trace(settings, ours, theirs, judge, pairs, digits)
     with new_file(out) as scratch:
         pyarrow.parquet.write_table(table, scratch)
     print(f"{table.num_rows} interventions on {len(answers)} prompts and {len(cut)} texts")

@@ -13,9 +13,10 @@ from stages.anatomy.encoding import batches, encode, pad
 from stages.anatomy.head import logits_at
 from stages.anatomy.restart import resumed
 from stages.command import run
+from stages.items import PROMPT, TEXT, read_items
 from stages.recipes.blade import BladeRecipe, Parts, Training, parts
 from stages.settings import read
-from stages.storage import new_directory, read_jsonl, write_json
+from stages.storage import new_directory, write_json
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,9 @@ def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, 
     curve, learned = [], {}
     if recipe.training is not None:
         made = parts(recipe, target, donor)
-        rows = read_jsonl(capability)[: recipe.training.prompts]
+        rows = read_items(capability, PROMPT, recipe.training.prompts)
         asked = [(e.ids, e.start) for e in encode(made.tokenizer, [(row["prompt"], row["answer"]) for row in rows])]
-        told = [(tuple(made.tokenizer(row["text"]).input_ids), 1) for row in read_jsonl(text)]
+        told = [(tuple(made.tokenizer(row["text"]).input_ids), 1) for row in read_items(text, TEXT)]
         curve = train(made, recipe.training, keep(made, asked, predictions=False), keep(made, told, predictions=True))
         learned = {n: v.to(torch.bfloat16).contiguous().cpu() for n, v in made.injection.state_dict().items()}
     with new_directory(out) as directory:

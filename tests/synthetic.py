@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import yaml
 
 PARAMS = {
@@ -128,9 +130,10 @@ def catalog(same_width: bool) -> pd.DataFrame:
 
 
 def trace() -> pd.DataFrame:
-    """Effects of exchanging each block's states, or its weights; the first row is the whole donor."""
+    """Effects of exchanging each block's states, or its weights, and those of its parts; the first row is the whole
+    donor."""
 
-    def row(layer: int | None, intervention: str, share: float) -> dict[str, Any]:
+    def row(layer: int | None, intervention: str, share: float, part: str = "") -> dict[str, Any]:
         figures = {
             "capability": 9 * share,
             "match": share,
@@ -142,14 +145,25 @@ def trace() -> pd.DataFrame:
             for name, value in figures.items()
             for end, gap in (("_low", -0.04), ("_high", 0.04))
         }
-        place = {"site": None if layer is None else f"layers.{layer}", "layer": layer, "intervention": intervention}
-        return place | {"host": "target", "prompts": 32, "texts": 8} | figures | ends
+        site = None if layer is None else f"layers.{layer}{part}"
+        place = {
+            "site": site,
+            "layer": None if part or intervention.startswith("attribution") else layer,
+            "intervention": intervention,
+        }
+        sure = {"capability_q": 0.01 if abs(share) > 0.1 else 0.4, "retention_q": 0.2}
+        return place | {"host": "target", "position": None, "prompts": 32, "texts": 8} | figures | ends | sure
 
     rows = [row(None, "donor", 0.95)]
     for layer in range(30):
         rows.append(row(layer, "states", 0.95 / (1 + np.exp((18 - layer) / 2))))
         rows.append(row(layer, "weights_in", 0.03 * np.sin(layer / 9.5) ** 2))
         rows.append(row(layer, "weights_out", -0.3 * np.sin(layer / 9.5) ** 2))
+        for number, part in enumerate(("", ".self_attn", ".mlp", ".self_attn.heads.0", ".mlp.neurons.0:768")):
+            share = (0.2 - 0.05 * number) * np.sin(layer / 4 + number) - 0.02
+            rows.append(row(layer, "attribution_states", share, part))
+            if number in (1, 3):
+                rows.append(row(layer, "donor_states", share + 0.03 * np.cos(layer), part))
     return pd.DataFrame(rows).astype({"layer": "Int32"})
 
 
@@ -164,7 +178,8 @@ def alignment(pairs: list[tuple[int, int]], equal: bool) -> list[dict[str, objec
             row |= {"r2_before": 0.9 - 0.6 * part if equal else None}
             better = 0.05 if kind == "ridge" else 0.0
             rows.append(row | {"cosine": 0.92 - 0.2 * part + better, "mse": 0.05, "r2": 0.85 - 0.4 * part + better})
-    return rows
+    best = max(rows, key=lambda row: row["r2"])
+    return [row | {"best": row is best} for row in rows]
 
 
 def experiment(root: Path, models: dict[str, str] | None = None, **changes: object) -> Path:
@@ -184,7 +199,14 @@ def experiment(root: Path, models: dict[str, str] | None = None, **changes: obje
         recipe = {"recipe": "adapter" if same else "scratch", "rank": 12, "seed": 0}
         training = {"recipe": recipe, "losses": [2.0, 0.1], "scores": {"items": 1000, "exact_match": 0.96}}
         _json(training, root / "donors" / donor / "training.json")
-    _parquet(trace(), root / "trace" / "sibling.parquet")
+    table = pa.Table.from_pandas(trace(), preserve_index=False)
+    ranked = {"value": 0.91, "low": 0.84, "high": 0.95}
+    agreed = {"estimate": "attribution_states", "exact": "donor_states", "sites": 60, "capability": ranked}
+    (root / "trace").mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(
+        table.replace_schema_metadata({"agreement": json.dumps([agreed | {"retention": None}])}),
+        root / "trace" / "sibling.parquet",
+    )
     for variant in ("blade", "bridged_blade", "null_donor"):
         cross, kl = (0.05, 0.003) if variant != "null_donor" else (2.0, 0.01)
         steps = [{"step": s, "cross_entropy": cross + 2 * 0.9**s, "kl": kl + 0.05 * 0.95**s} for s in range(0, 150, 5)]

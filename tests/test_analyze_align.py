@@ -246,6 +246,36 @@ def test_bridges_on_disk_have_the_same_bytes_every_time(files, tmp_path):
     assert set(load_file(tmp_path / "a" / "bridges.safetensors")) == {f"{i}-3.{p}" for i in range(3) for p in parts}
 
 
+def partly(source: Activations, path: Path, kept: list[int], blocks: int | None) -> Activations:
+    """`source` with the residual states of some layers alone, as a capture of those would leave it."""
+    spans = list(zip(source.starts[:-1].tolist(), source.starts[1:].tolist(), strict=True))
+    texts = [
+        Text(i, kind, digest, source.tokens[b:e].tolist(), [tuple(o) for o in source.offsets[b:e].tolist()])
+        for i, kind, digest, (b, e) in zip(source.ids, source.kinds, source.digests, spans, strict=True)
+    ]
+    arrays = create(path, texts, {f"layers.{i}": source.width(f"layers.{i}") for i in kept}, blocks=blocks)
+    for site, array in arrays.items():
+        array[:] = source.mapped(site).view(torch.uint16).numpy()
+        array.flush()
+    return Activations(path)
+
+
+def test_blocks_that_were_not_captured_are_left_out_and_the_others_keep_their_numbers(files, tmp_path):
+    whole = align(Align(), files["target"], files["other"])[0]
+    target = partly(files["target"], tmp_path / "t.h5", [1, 3], 4)
+    tensors, rows = align(Align(), target, partly(files["other"], tmp_path / "d.h5", [0, 1, 3], 4))
+    assert {(row["donor_layer"], row["target_layer"]) for row in rows} == {(1, 1), (3, 3)}
+    torch.testing.assert_close(tensors["3-3.ridge.weight"], whole["3-3.ridge.weight"], rtol=0.2, atol=0.05)
+
+
+def test_a_block_that_is_asked_for_and_was_not_captured_is_named(files, tmp_path):
+    target = partly(files["target"], tmp_path / "t.h5", [0, 1], 4)
+    with pytest.raises(BadInput, match=r"the states of layers\.3 in .*t\.h5, got none; add them to capture\.sites"):
+        align(Align(target_layers=["n-1"]), target, files["wide"])
+    with pytest.raises(BadInput, match="Expected a block that both"):
+        align(Align(), target, partly(files["other"], tmp_path / "d.h5", [3], 4))
+
+
 def test_settings_that_name_no_bridge_are_refused():
     with pytest.raises(BadInput, match="no bridge is named; name a kind, or a mixture"):
         parse({"kinds": []}, "align", Align)

@@ -127,10 +127,12 @@ def test_a_text_longer_than_the_context_is_named(inputs, tmp_path):
 
 def test_rows_without_their_keys_or_without_tokens_are_named(inputs, tmp_path):
     keyless = jsonl(tmp_path / "keyless.jsonl", [{"id": "c", "prompt": "1"}])
-    with pytest.raises(BadInput, match="'answer' is missing"):
+    with pytest.raises(
+        BadInput, match="words under 'answer' in each row of .*, got no such key in line 1, c; complete"
+    ):
         texts_of(tokenizer(), SETTINGS, keyless, inputs[1])
     empty = jsonl(tmp_path / "empty.jsonl", [{"id": "t9", "text": ""}])
-    with pytest.raises(BadInput, match="got none in t9"):
+    with pytest.raises(BadInput, match="got '' in line 1, t9; complete"):
         texts_of(tokenizer(), SETTINGS, inputs[0], empty)
 
 

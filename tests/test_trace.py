@@ -191,6 +191,54 @@ def test_clean_states_at_the_last_block_restore_the_clean_prompts_answer():
     assert rows["layers.3"]["capability"] == pytest.approx((clean - corrupted).mean().item(), abs=1e-4)
 
 
+def test_heads_and_neurons_are_exchanged_estimated_and_compared():
+    target = tiny("llama")
+    parts = ("layers.*.self_attn.heads.*", "layers.*.mlp.neurons.*")
+    settings = SETTINGS.model_copy(
+        update={"sites": parts, "neuron_groups": 2, "activations": ("donor", "zero", "mean")}
+    )
+    table = trace(settings, target, near(target, 1e-4), Judge(target, *answers_and_texts()))
+    rows = {(row["intervention"], row["site"]): row for row in table.to_pylist()}
+    sites = [site for name, site in rows if name == "donor_states"]
+    assert len(sites) == 4 * (4 + 2) and {f"layers.{i}.mlp.neurons.32:64" for i in range(4)} < set(sites)
+    for site in sites:
+        exact, estimate = rows["donor_states", site], rows["attribution_states", site]
+        assert estimate["capability"] == pytest.approx(exact["capability"], rel=0.05, abs=2e-5)
+        assert rows["zero", site]["capability_q"] > 0 and rows["mean", site]["match"] is not None
+    (found,) = (each for each in json.loads(table.schema.metadata[b"agreement"]) if each["exact"] == "donor_states")
+    assert found["sites"] == 24
+    assert {kind: each["sites"] for kind, each in found["kinds"].items()} == {"head": 16, "neurons": 8}
+    assert found["kinds"]["head"]["capability"]["value"] > 0.9
+
+
+def test_states_at_single_positions_stand_apart_and_the_rest_is_untouched():
+    target, donor = tiny("llama"), tiny("llama", seed=1)
+    asked = {
+        "sites": ("layers.1",),
+        "activations": ("donor", "zero"),
+        "attribution": False,
+        "positions": (-1, "but_first"),
+    }
+    settings = SETTINGS.model_copy(update=asked)
+    rows = trace(settings, target, donor, Judge(target, *answers_and_texts())).to_pylist()
+    plain = [row for row in rows if row["position"] is None]
+    alone = {(row["intervention"], row["position"]): row for row in rows if row["position"]}
+    assert set(alone) == {(name, at) for name in ("donor_states", "zero") for at in ("-1", "but_first")}
+    assert plain == traced(target, donor, **asked | {"positions": ()})
+    changes = []
+    for e, before in zip(ITEMS, loglikelihoods(target, ITEMS), strict=True):
+        ids, last = torch.tensor([e.ids[:-1]]), e.start - 1
+
+        def change(state, last=last):
+            return torch.cat([state[:, :last], torch.zeros_like(state[:, :1]), state[:, last + 1 :]], dim=1)
+
+        with replacing(target, {"layers.1": change}):
+            logprobs = target(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        told = sum(logprobs[e.start - 1 + i, token] for i, token in enumerate(e.ids[e.start :]))
+        changes.append((told - before).item())
+    assert alone["zero", "-1"]["capability"] == pytest.approx(sum(changes) / len(changes), abs=1e-4)
+
+
 def test_a_pattern_of_no_site_is_one_sentence():
-    with pytest.raises(BadInput, match="which means none of the model's"):
-        traced(tiny("llama"), tiny("llama", seed=1), sites=("layers.*.nothing",))
+    with pytest.raises(BadInput, match=r"got 'layers\.\*\.mpl'.* did you mean 'layers\.\*\.mlp'"):
+        traced(tiny("llama"), tiny("llama", seed=1), sites=("layers.*.mpl",))

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from stages import train_gates
 from stages.anatomy.encoding import encode
+from stages.items import read_items
 from stages.recipes.blade import Parts, Training, parts
 from stages.storage import read_json, write_jsonl
 from stages.train_gates import keep, logits, main, train
@@ -163,7 +164,7 @@ def test_a_gate_with_nothing_to_learn_is_written_without_training(files):
 
 def test_only_as_many_prompts_as_asked_for_and_no_other_file_are_read(files, monkeypatch):
     read, passed = [], []
-    monkeypatch.setattr(train_gates, "read_jsonl", lambda path: read.append(path.name) or _rows(path))
+    monkeypatch.setattr(train_gates, "read_items", lambda path, *a: read.append(path.name) or read_items(path, *a))
     monkeypatch.setattr(
         train_gates,
         "keep",
@@ -172,10 +173,6 @@ def test_only_as_many_prompts_as_asked_for_and_no_other_file_are_read(files, mon
     files("blade", "out")
     assert read == ["train.jsonl", "text.jsonl"]
     assert passed == [4, len(TOLD)]
-
-
-def _rows(path: Path) -> list[dict]:
-    return [yaml.safe_load(line) for line in path.read_text().splitlines()]
 
 
 def test_the_dag_gives_training_no_test_item():

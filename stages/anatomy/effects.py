@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from stages.anatomy.names import kind_of
 from stages.anatomy.outcomes import Outcome
 from stages.maths.discovery import q_values, sign_flip
 from stages.maths.statistics import Bootstrap, Draws, Estimate, Undefined, draw, estimate, rank_correlation
@@ -19,6 +20,7 @@ SCHEMA = pa.schema(
         ("site", pa.string()),
         ("layer", pa.int32()),
         ("intervention", pa.string()),
+        ("position", pa.string()),
         ("host", pa.string()),
         ("prompts", pa.int32()),
         ("texts", pa.int32()),
@@ -26,7 +28,8 @@ SCHEMA = pa.schema(
         *((f"{effect}_q", pa.float64()) for effect in _TESTED),
     ]
 )
-"""The columns of a trace. `layer` is the block that is exchanged whole and exactly, null for what is smaller or only
+"""The columns of a trace. `position` is where alone an intervention stood, null where it stood at all of them.
+`layer` is the block that is exchanged whole and exactly, null for what is smaller or only
 estimated. `capability` is the change of an answer's log-likelihood (nats) and `match` of its exact match, both against
 the unpatched host; `retention` is the mean KL divergence a token (nats) from the target's next-token distribution,
 `retention_change` that less the unpatched host's; null where an intervention does not measure it. Ends of 95 %
@@ -53,6 +56,7 @@ class Effects:
         outcome: Outcome,
         unpatched: Outcome,
         layer: int | None = None,
+        position: str | None = None,
     ) -> None:
         """The row of an exact intervention; texts count where the outcome has any."""
         changes = {
@@ -64,18 +68,17 @@ class Effects:
                 "retention": outcome.divergence,
                 "retention_change": outcome.divergence - unpatched.divergence,
             }
-        self._add(intervention, host, site, layer, changes)
+        self._add(
+            {"site": site, "layer": layer, "intervention": intervention, "position": position, "host": host}, changes
+        )
 
     def add_estimate(self, intervention: str, site: str, capability: torch.Tensor, retention: torch.Tensor) -> None:
         """The row of an estimate [prompts], [texts] of what an intervention does to the target."""
         changes = {"capability": capability, "retention": retention, "retention_change": retention}
-        self._add(intervention, "target", site, None, changes)
+        self._add({"site": site, "intervention": intervention, "host": "target"}, changes)
 
-    def _add(
-        self, intervention: str, host: str, site: str | None, layer: int | None, changes: dict[str, torch.Tensor]
-    ) -> None:
-        row = {"site": site, "layer": layer, "intervention": intervention, "host": host}
-        row |= {"prompts": len(changes["capability"]), "texts": len(changes.get("retention", ()))}
+    def _add(self, about: dict[str, Any], changes: dict[str, torch.Tensor]) -> None:
+        row = about | {"prompts": len(changes["capability"]), "texts": len(changes.get("retention", ()))}
         for name, values in changes.items():
             span = (-1.0, 1.0) if name == "match" else None
             counts = self._tokens if name.startswith("retention") else torch.ones_like(values)
@@ -98,13 +101,15 @@ class Effects:
 
     def table(self, compared: Sequence[tuple[str, str]] = ()) -> pa.Table:
         """All rows in the columns of SCHEMA, whose metadata hold `agreement`, a JSON list: Spearman's correlation over
-        the sites that both of two interventions have, an estimate and an exact one, for each pair in `compared`.
+        the sites that both of two interventions have, an estimate and an exact one, for each pair in `compared`; where
+        these are of several kinds, `kinds` holds it for each that has three or more.
         """
-        for intervention in dict.fromkeys(row["intervention"] for row in self._rows):
+        families: dict[tuple[str, str | None], list[int]] = {}
+        for number, row in enumerate(self._rows):
+            families.setdefault((row["intervention"], row.get("position")), []).append(number)
+        for members in families.values():
             for name in _TESTED:
-                some = [i for i, row in enumerate(self._rows)
-                        if row["intervention"] == intervention and name in self._values[i]]  # fmt: skip
-                if some:
+                if some := [i for i in members if name in self._values[i]]:
                     p = sign_flip(np.stack([self._values[i][name] for i in some], axis=1), seed=self._bootstrap.seed)
                     for i, q in zip(some, q_values(p).tolist(), strict=True):
                         self._rows[i][f"{name}_q"] = q
@@ -113,13 +118,24 @@ class Effects:
         return pa.Table.from_pylist(self._rows, schema=schema)
 
     def _agreement(self, estimated: str, exact: str) -> dict[str, Any] | None:
-        ours, truth = ({r["site"]: r for r in self._rows if r["intervention"] == name} for name in (estimated, exact))
+        ours, truth = (
+            {row["site"]: row for row in self._rows if (row["intervention"], row.get("position")) == (name, None)}
+            for name in (estimated, exact)
+        )
         sites = [site for site in ours if site in truth]
         if len(sites) < 3:
             return None
-        figures: dict[str, Any] = {}
+        found = {"estimate": estimated, "exact": exact} | self._correlated(sites, ours, truth)
+        by_kind = {kind: [s for s in sites if kind_of(s) == kind] for kind in dict.fromkeys(map(kind_of, sites))}
+        if len(by_kind) > 1:
+            enough = {kind: some for kind, some in by_kind.items() if len(some) >= 3}
+            found["kinds"] = {kind: self._correlated(some, ours, truth) for kind, some in enough.items()}
+        return found
+
+    def _correlated(self, sites: list[str], ours: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:
+        figures: dict[str, Any] = {"sites": len(sites)}
         for name in _TESTED:
             both = [[rows[site][name] for site in sites] for rows in (ours, truth)]
             found = rank_correlation(self._over(len(sites)), *both)
             figures[name] = None if isinstance(found, Undefined) else found.rounded()
-        return {"estimate": estimated, "exact": exact, "sites": len(sites), **figures}
+        return figures

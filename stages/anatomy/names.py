@@ -1,12 +1,13 @@
 """What the address of a site or layer says, read without a model."""
 
+import difflib
 import math
 import re
 from collections.abc import Iterable
 
 from stages.errors import BadInput, nearest
 
-_NUMBERED = {"heads": "head", "experts": "expert"}
+_NUMBERED = {"heads": "head", "experts": "expert", "neurons": "neurons"}
 _NAMED = {"self_attn": "attention", "mlp": "mlp", "router": "router"}
 
 
@@ -17,11 +18,17 @@ def layer_of(site: str) -> int | None:
 
 
 def kind_of(site: str) -> str:
-    """What a site is: `embed`, `block`, `attention`, `head`, `mlp`, `router`, `expert`, `norm` or `lm_head`."""
+    """`embed`, `block`, `attention`, `head`, `mlp`, `neurons`, `router`, `expert`, `norm` or `lm_head`."""
     if layer_of(site) is None:
         return site
     *outer, last = site.split(".")
     return _NUMBERED.get(outer[-1]) or _NAMED.get(last, "block")
+
+
+def neurons_of(site: str) -> slice | None:
+    """The neurons that `layers.I.mlp.neurons.FROM:TO` means, TO left out as in a slice; None for another site."""
+    match = re.fullmatch(r"layers\.\d+\.mlp\.neurons\.(\d+):(\d+)", site)
+    return slice(int(match[1]), int(match[2])) if match else None
 
 
 def layer_index(spec: str | int | float, count: int) -> int:
@@ -60,7 +67,19 @@ def matching(patterns: Iterable[str], sites: Iterable[str]) -> list[str]:
         if not meant:
             raise BadInput(
                 f"Expected a pattern of sites such as layers.*.mlp, got {pattern!r}, which means none of the model's "
-                f"{len(known)} sites; {nearest(pattern, known) if '*' not in pattern else 'correct the pattern.'}"
+                f"{len(known)} sites; {valid(pattern, known)}"
             )
         chosen.update(meant)
     return [site for site in known if site in chosen]
+
+
+def valid(wrong: str, known: Iterable[str]) -> str:
+    """A hint for a site or pattern that means none of `known`: the range of layers, or the nearest that means some."""
+    sites = list(known)
+    last = max((layer for site in sites if (layer := layer_of(site)) is not None), default=-1)
+    index = layer_of(wrong)
+    if index is not None and index > last:
+        return f"layers go from 0 to {last}."
+    forms = {re.sub(r"(?<=\.)\d[\d:]*(?=\.|$)", "*", site) for site in sites}
+    near = "*" not in wrong and difflib.get_close_matches(wrong, sites, n=1)
+    return nearest(wrong, sites if near else forms)

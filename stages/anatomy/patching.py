@@ -29,20 +29,19 @@ class Patch:
     change: Change
 
 
-def to_states(states: Sequence[torch.Tensor], columns: slice = slice(None)) -> Change:
-    """States kept from another run, a tensor a batch, stand at the positions `columns` of every row."""
-
-    def change(index: int, state: torch.Tensor) -> torch.Tensor:
-        changed = state.clone()
-        changed[:, columns] = states[index][:, columns].to(state)
-        return changed
-
-    return change
+def to_states(states: Sequence[torch.Tensor]) -> Change:
+    """States kept from another run, a tensor a batch."""
+    return lambda index, state: states[index].to(state)
 
 
 def to_vector(vector: torch.Tensor | float) -> Change:
     """The same vector [channels] stands at every position: 0 for zero ablation, a mean for mean ablation."""
     return lambda _, state: torch.as_tensor(vector).to(state)
+
+
+def only_at(masks: Sequence[torch.Tensor], change: Change) -> Change:
+    """`change` where the masks, [batch, tokens] a batch, are true; elsewhere the state stays."""
+    return lambda index, state: torch.where(masks[index][..., None].to(state.device), change(index, state), state)
 
 
 def mean_states(model: PreTrainedModel, texts: Sequence[Batch], sites: Sequence[str]) -> dict[str, torch.Tensor]:

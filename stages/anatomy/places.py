@@ -32,20 +32,20 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Head:
-    """One head's channels of what enters an attention's output projection: the head's output before W_O."""
+class Channels:
+    """Some channels of what enters a matrix: of attention's W_O one head's output, of an MLP's last matrix neurons."""
 
     module: nn.Module
-    """The output projection."""
+    """The matrix."""
     channels: slice
     before = True
 
     def read(self, inputs: tuple[Any, ...], output: Any) -> torch.Tensor:
-        """A view of the head's channels."""
+        """A view of the channels."""
         return inputs[0][..., self.channels]
 
     def write(self, inputs: tuple[Any, ...], output: Any, state: torch.Tensor) -> Any:
-        """The projection's inputs with `state` in the head's channels; the other heads keep theirs."""
+        """The matrix's inputs with `state` in these channels; the others keep theirs."""
         whole = inputs[0].clone()
         whole[..., self.channels] = state
         return (whole, *inputs[1:])
@@ -113,4 +113,4 @@ class Expert:
         return output + (weight * (state - self.read(inputs, output))).to(output.dtype)
 
 
-Place = Output | Head | Expert
+Place = Output | Channels | Expert

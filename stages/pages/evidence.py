@@ -9,7 +9,7 @@ import pandas as pd
 
 from stages.pages.roles import Roles
 from stages.storage import read_json
-from stages.tables import read_table
+from stages.tables import read_note, read_table
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Evidence:
     catalog: Mapping[str, pd.DataFrame]
     """Donor → sites."""
     trace: Mapping[str, pd.DataFrame]
-    """Donor → causal effects by layer."""
+    """Donor → causal effects by site."""
+    agreement: Mapping[str, list[dict[str, Any]] | None]
+    """Donor → rank correlations of estimated effects with exact ones."""
     bridges: Mapping[str, list[dict[str, Any]]]
     """Donor → quality of its bridges."""
     curves: Mapping[str, list[dict[str, float]]]
@@ -62,6 +64,7 @@ def gather(places: Places, roles: Roles) -> Evidence:
         uncertainty=_found(places.uncertainty, variants, "{}.json", read_json),
         catalog=_found(places.catalog, donors, "{}.parquet", read_table),
         trace=_found(places.trace, donors, "{}.parquet", read_table),
+        agreement=_found(places.trace, donors, "{}.parquet", lambda path: read_note(path, "agreement")),
         bridges=_found(places.bridges, donors, "{}/alignment.json", read_json),
         curves={name: found["curve"] for name, found in curves.items() if found.get("curve")},
         plan=read_json(places.plan) if places.plan.is_file() else {},

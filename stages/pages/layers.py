@@ -35,6 +35,7 @@ _TRACE = {
     ),
 }
 _KINDS = ("block", "attention", "mlp")
+_UNBRIDGED, _OUTLINE = "none", "#e0402f"
 
 
 def catalog(rows: pd.DataFrame, donor: str) -> list[Plot]:
@@ -83,18 +84,17 @@ def _pairs(rows: pd.DataFrame, donor: str) -> list[Plot]:
 
 
 def _grid(title: str, caption: str, cells: pd.DataFrame, unit: str, donor: str) -> Plot:
-    chart = (
-        alt.Chart(values(cells.loc[:, ["donor_layer", "target_layer", "value"]]))
-        .mark_rect()
-        .encode(
-            x=alt.X(
-                "target_layer:O", title="target layer", axis=alt.Axis(values=some(cells.target_layer), labelAngle=0)
-            ),
-            y=alt.Y("donor_layer:O", title="donor layer", sort="descending"),
-            color=alt.Color("value:Q", title=unit, scale=alt.Scale(scheme="viridis")),
-            tooltip=["donor_layer:O", "target_layer:O", *numbers("value")],
-        )
+    kept = [name for name in ("donor_layer", "target_layer", "value", "kind", "best") if name in cells]
+    base = alt.Chart(values(cells.loc[:, kept])).encode(
+        x=alt.X("target_layer:O", title="target layer", axis=alt.Axis(values=some(cells.target_layer), labelAngle=0)),
+        y=alt.Y("donor_layer:O", title="donor layer", sort="descending"),
     )
+    heat = base.mark_rect().encode(
+        color=alt.Color("value:Q", title=unit, scale=alt.Scale(scheme="viridis")),
+        tooltip=["donor_layer:O", "target_layer:O", *(["kind:N"] if "kind" in kept else []), *numbers("value")],
+    )
+    outline = base.mark_rect(filled=False, stroke=_OUTLINE, strokeWidth=2.5).transform_filter("datum.best")
+    chart = heat + outline if "best" in kept else heat
     return plot(title, caption, chart, 30 * cells.donor_layer.nunique(), donor)
 
 
@@ -124,36 +124,60 @@ def trace(rows: pd.DataFrame, donor: str) -> list[Plot]:
 
 
 def alignment(rows: Sequence[Mapping[str, Any]], donor: str) -> list[Plot]:
-    """Quality of the bridges on rows that the fit did not see, beside that of the donor's states as they are."""
+    """Quality of the bridges on rows that the fit did not see, beside that of the donor's states as they are.
+
+    Lines where each donor layer meets one of the target's, a grid of the pairs where it meets several, of each pair
+    the bridge with the highest R². A ring, or an outline, marks the best of all.
+    """
     frame = pd.DataFrame(list(rows))
     if not {"donor_layer", "target_layer", "kind"} <= set(frame.columns):
         return []
+    frame = frame.assign(best=frame.get("best", False))
     alike = bool((frame.donor_layer == frame.target_layer).all())
-    frame["onto"] = "its like" if alike else "layer " + frame.target_layer.astype(str)
+    several = not alike and frame.target_layer.nunique() > 1
     plots = []
     for measure, title in (("cosine", "Cosine"), ("r2", "R²")):
-        before = frame.assign(kind="none") if f"{measure}_before" in frame else frame.iloc[:0]
-        found = [frame.assign(value=frame.get(measure)), before.assign(value=before.get(f"{measure}_before"))]
-        long = pd.concat(found).loc[:, ["donor_layer", "onto", "kind", "value"]].dropna().drop_duplicates()
-        if not len(long):
+        if measure not in frame or not bool(frame[measure].notna().any()):
             continue
-        kinds = sorted(set(long.kind), key=lambda kind: (kind == "none", kind))
-        chart = (
-            alt.Chart(values(long))
-            .mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(filled=True, size=22))
-            .encode(
-                x=over("donor_layer", long.donor_layer),
-                y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
-                color=alt.Color("kind:N", title="bridge", legend=LINES, scale=among(kinds)),
-                strokeDash=alt.StrokeDash(
-                    "onto:N", title="onto", legend=None if alike else DASHES, scale=dash(list(dict.fromkeys(long.onto)))
-                ),
-                tooltip=["donor_layer:Q", "kind:N", "onto:N", *numbers("value")],
-            )
-        )
-        caption = "The donor's states against the target's on held-out rows, through each bridge and without one."
-        plots.append(plot(f"{title} of the bridges", caption, chart, about=donor))
+        caption = "The donor's states against the target's on held-out rows" + _counted(frame)
+        if several:
+            cells = frame.assign(value=frame[measure]).dropna(subset=["value"])
+            cells = cells.sort_values("r2" if "r2" in cells else "value", ascending=False, kind="stable")
+            cells = cells.drop_duplicates(["donor_layer", "target_layer"])
+            caption += " Of each pair the bridge with the highest R²; an outline marks the best of all."
+            plots.append(_grid(f"{title} of the bridges", caption, cells, title, donor))
+        else:
+            onto = "its like" if alike else f"layer {frame.target_layer.iloc[0]}"
+            plots.append(_lines(frame, measure, title, f"{caption} Onto {onto}.", donor))
     return plots
+
+
+def _counted(frame: pd.DataFrame) -> str:
+    """How many rows bridges were fitted and judged on, as the end of a sentence."""
+    counts = [frame[name].max() for name in ("rows_fit", "rows_held_out") if name in frame]
+    return f": {counts[0]:,} fitted on, {counts[1]:,} judged." if len(counts) == 2 else "."
+
+
+def _lines(frame: pd.DataFrame, measure: str, title: str, caption: str, donor: str) -> Plot:
+    """One line a kind of bridge over the donor's layers, and one for the states without any."""
+    found = [frame.assign(value=frame[measure])]
+    if f"{measure}_before" in frame:
+        found.append(frame.assign(kind=_UNBRIDGED, value=frame[f"{measure}_before"], best=False))
+    long = pd.concat(found).loc[:, ["donor_layer", "target_layer", "kind", "value", "best"]]
+    long = long.dropna(subset=["value"]).drop_duplicates()
+    kinds = sorted(set(long.kind), key=lambda kind: (kind == _UNBRIDGED, kind))
+    base = alt.Chart(values(long)).encode(
+        x=over("donor_layer", long.donor_layer),
+        y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
+        color=alt.Color("kind:N", title="bridge", legend=LINES, scale=among(kinds)),
+        tooltip=["donor_layer:Q", "target_layer:Q", "kind:N", *numbers("value")],
+    )
+    lines = base.mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(filled=True, size=22))
+    best = long[long.best.astype(bool)]
+    if len(best):
+        ring = base.properties(data=values(best)).mark_point(filled=False, size=160, strokeWidth=1.8)
+        lines, caption = lines + ring, f"{caption} A ring marks the best bridge."
+    return plot(f"{title} of the bridges", caption, lines, about=donor)
 
 
 def over(field: str, layers: pd.Series) -> alt.X:

@@ -20,6 +20,7 @@ function theme() {
       gradientLength: 120, gradientThickness: 9, symbolStrokeWidth: 2,
     },
     text: { color: ink, font }, rule: { color: soft },
+    range: { diverging: dark.matches ? ["#e2853a", "#262d33", "#2fb5a3"] : ["#cf6a1f", "#f1f1ee", "#0f8a7a"] },
   };
 }
 async function draw() {

@@ -9,7 +9,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from stages.pages import charts, layers, views, words
+from stages.pages import causal, charts, layers, views, words
 from stages.pages.evidence import Evidence
 from stages.pages.plots import Plot
 from stages.pages.roles import Roles
@@ -86,8 +86,14 @@ def _draw(
 
     by_donor = []
     for donor in roles.donors:
-        plots = layers.catalog(evidence.catalog[donor], donor) if donor in evidence.catalog else []
+        plots = causal.maps(evidence.trace[donor], donor) if donor in evidence.trace else []
+        plots += layers.catalog(evidence.catalog[donor], donor) if donor in evidence.catalog else []
         plots += layers.trace(evidence.trace[donor], donor) if donor in evidence.trace else []
+        plots += (
+            causal.agreement(evidence.trace[donor], evidence.agreement.get(donor) or [], donor)
+            if donor in evidence.trace
+            else []
+        )
         plots += layers.alignment(evidence.bridges[donor], donor) if donor in evidence.bridges else []
         if plots:
             by_donor.append((donor, placed(plots)))

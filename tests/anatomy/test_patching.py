@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from stages.anatomy.blocks import blocks
+from stages.anatomy.blocks import blocks, mlp_of
 from stages.anatomy.encoding import answers_of, encode, texts_of
 from stages.anatomy.hooks import reading, replacing
 from stages.anatomy.outcomes import Judge, states_at
-from stages.anatomy.patching import Patch, mean_states, patched, to_states, to_vector
+from stages.anatomy.patching import Patch, mean_states, only_at, patched, to_states, to_vector
+from stages.anatomy.positions import positions_at
 from stages.anatomy.sites import sites_of
 from stages.errors import BadInput
 from tests.families import tiny, token_ids, tokenizer
@@ -114,7 +115,8 @@ def test_single_positions_are_patched_alone():
     target, donor = tiny("llama"), tiny("llama", seed=1)
     judge = judge_of(target)
     theirs = states_at(donor, judge.batches, ["layers.1.mlp"])["layers.1.mlp"]
-    patch = Patch("layers.1.mlp", to_states(theirs, slice(2, 3)))
+    masks = positions_at(2, judge.answers, judge.texts)
+    patch = Patch("layers.1.mlp", only_at(masks, to_states(theirs)))
     (outcome,) = patched(judge, target, judge.states(target), [patch])
 
     def change(ids):
@@ -170,3 +172,15 @@ def test_a_site_whose_hook_never_fires_is_an_error():
     block.forward = lambda hidden_states, **_: hidden_states  # a block that does not use its attention
     with pytest.raises(BadInput, match=r"Expected a forward pass to reach layers\.1\.self_attn, but none did"):
         patched(judge, model, kept, [Patch("layers.1.self_attn", to_vector(0.0))])
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "opt", "bloom"])
+def test_neurons_of_an_mlp_that_does_not_run_are_an_error(family):
+    model = tiny(family)
+    judge = judge_of(model)
+    kept = judge.states(model)
+    block = blocks(model)[1]
+    (mlp_of(block) or block).forward = lambda states, *_, **__: states
+    site = next(site for site in sites(model) if site.startswith("layers.1.mlp.neurons"))
+    with pytest.raises(BadInput, match=rf"Expected a forward pass to reach {site}, but none did"):
+        patched(judge, model, kept, [Patch(site, to_vector(0.0))])

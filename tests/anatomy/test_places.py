@@ -118,6 +118,75 @@ def test_gradients_reach_a_head_that_is_replaced_and_those_that_are_read(family)
     assert torch.equal(read[3], written)
 
 
+DENSE = [family for family in FAMILIES if family != "mixtral"]
+
+
+def neurons(model: PreTrainedModel, groups: int) -> list[str]:
+    return [site for site in sites_of(model, groups) if site.startswith("layers.2.mlp.neurons")]
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_groups_of_neurons_through_the_last_matrix_are_the_mlp_s_output(family):
+    model = tiny(family)
+    groups = neurons(model, 3)
+    states = states_of(model, [*groups, "layers.2.mlp"])
+    joined = torch.cat([states[group] for group in groups], dim=-1)
+    last: Any = resolve(model, groups[0]).module
+    shown = joined.flatten(0, 1) if family == "opt" else joined
+    near(last(shown).view_as(states["layers.2.mlp"]), states["layers.2.mlp"])
+
+
+def test_neurons_are_what_the_gate_lets_through():
+    """Also where gate and values come out of one fused matrix."""
+    for family in ("llama", "phi3", "gemma"):
+        model: Any = tiny(family)
+        mlp = model.model.layers[2].mlp
+        kept = []
+        handle = mlp.register_forward_pre_hook(lambda _m, inputs, kept=kept: kept.append(inputs[0]))
+        found = states_of(model, ["layers.2.mlp.neurons.7:30"])["layers.2.mlp.neurons.7:30"]
+        handle.remove()
+        gate, up = (
+            mlp.gate_up_proj(kept[0]).chunk(2, -1)
+            if family == "phi3"
+            else (mlp.gate_proj(kept[0]), mlp.up_proj(kept[0]))
+        )
+        near(found, ((mlp.act_fn if family != "phi3" else mlp.activation_fn)(gate) * up)[..., 7:30])
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_silencing_neurons_is_silencing_their_columns_of_the_last_matrix(family):
+    model, silent = tiny(family), tiny(family)
+    site = neurons(model, 4)[1]
+    place: Any = resolve(silent, site)
+    weight = place.module.weight.data
+    (weight if family == "gpt2" else weight.T)[place.channels] = 0
+    with replacing(model, {site: torch.zeros_like}):
+        logits = model(input_ids=token_ids(), use_cache=False).logits
+    near(logits, silent(input_ids=token_ids(), use_cache=False).logits)
+    assert not torch.allclose(logits, model(input_ids=token_ids(), use_cache=False).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "mistral"])
+def test_the_heads_of_a_group_together_carry_what_its_values_change(family):
+    """Another value matrix for one group moves the heads that share it and no others, and they carry all of it."""
+    model, other = tiny(family), tiny(family)
+    attention: Any = other.get_submodule("model.layers.2.self_attn")
+    values = attention.qkv_proj.weight.data[-16:] if family == "phi3" else attention.v_proj.weight.data
+    values[8:] *= -0.5  # the second of two groups of width 8
+    before, after = (states_of(each, HEADS) for each in (model, other))
+    moved = [not torch.allclose(before[head], after[head], atol=1e-5) for head in HEADS]
+    assert moved == [False, False, True, True]
+    shared = HEADS[2:]
+    with replacing(model, {head: lambda _, state=after[head]: state for head in shared}):
+        logits = model(input_ids=token_ids(), use_cache=False).logits
+    near(logits, other(input_ids=token_ids(), use_cache=False).logits)
+
+
+def test_a_mixture_has_no_neurons_of_its_own():
+    for family in MIXTURES:
+        assert not [site for site in sites_of(mixture(family)) if site.startswith("layers.1.mlp.neurons")]
+
+
 @pytest.mark.parametrize("family", ["mixtral", "opt"])
 def test_gradients_reach_every_site_that_is_read(family):
     """Those too that the architecture shows flattened, or that are computed beside it."""
