@@ -35,9 +35,9 @@ class Analyze(Settings):
     """Capability prompts, from the top of the captured ones, for local changes, attention, neurons and the lens."""
     texts: int = pydantic.Field(default=3, ge=0)
     """Retention texts, likewise; 0 of both runs no model."""
-    text_tokens: int = pydantic.Field(default=48, gt=0)
+    text_tokens: int = pydantic.Field(default=32, gt=0)
     """Of the target's tokens, read from the beginning of each text."""
-    positions: int = pydantic.Field(default=8, gt=0)
+    positions: int = pydantic.Field(default=6, gt=0)
     """Places in each text at which early predictions are read; in a prompt it is before each token of the answer."""
     rank_rows: int = pydantic.Field(default=256, ge=4)
     """Tokens, at most, that an effective rank is taken of; the rank is never more."""

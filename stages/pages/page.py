@@ -10,6 +10,7 @@ import vl_convert
 from markupsafe import Markup
 
 from stages.pages import charts, layers, views, words
+from stages.pages.catalog import catalog
 from stages.pages.evidence import Evidence
 from stages.pages.plots import Plot
 from stages.pages.roles import Roles
@@ -86,7 +87,7 @@ def _draw(
 
     by_donor = []
     for donor in roles.donors:
-        plots = layers.catalog(evidence.catalog[donor], donor) if donor in evidence.catalog else []
+        plots = catalog(evidence.catalog[donor], donor) if donor in evidence.catalog else []
         plots += layers.trace(evidence.trace[donor], donor) if donor in evidence.trace else []
         plots += layers.alignment(evidence.bridges[donor], donor) if donor in evidence.bridges else []
         if plots:
