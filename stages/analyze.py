@@ -20,7 +20,7 @@ from stages.figures import FEWEST, add_between, add_captured, add_local, add_own
 from stages.maths.change import relative_change
 from stages.pairs import block_sites, paired
 from stages.settings import Settings, read
-from stages.storage import new_file, read_jsonl
+from stages.storage import new_file, read_jsonl, write_json
 from stages.workings import sample, workings
 
 Models = tuple[PreTrainedModel, PreTrainedModel]
@@ -145,8 +145,7 @@ def main(
     table = analyze(settings, *files, models, answers)
     with new_file(out) as scratch:
         pyarrow.parquet.write_table(table, scratch)
-    with new_file(curves_out) as scratch:
-        scratch.write_text(curves(table))
+    write_json(curves_out, curves(table))
     print(f"{table.num_rows} rows")
 
 

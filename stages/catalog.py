@@ -1,9 +1,7 @@
 """The catalog's columns, its rows as they are gathered, and its curves over the layers."""
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -66,29 +64,21 @@ def part_of(site: str) -> str:
     return "linear" if kind_of(site) == "block" and site.count(".") > 1 else kind_of(site)
 
 
-def curves(table: pa.Table) -> str:
-    """Figures over the layers as CSV, a row a layer, a column for each of a kind of site: what `dvc plots` draws.
+def curves(table: pa.Table) -> list[dict[str, Any]]:
+    """Figures over the layers, a row a layer, a key for each of a kind of site: what `dvc plots` draws.
 
     A donor's own figures stand at the donor's layer. For a donor of other widths `cka` is the best over the target's
-    layers, at the donor's layer.
+    layers, at the donor's layer. None where there is none, so that a line ends there.
     """
     names = [f"{kind}_{on}_{figure}" for kind, figures in _CURVES.items() for on in ON for figure in figures]
-    layers: dict[int, dict[str, float]] = {}
+    layers: dict[int, dict[str, Any]] = {}
     for row in table.to_pylist():
         layer = row["layer"] if row["donor_site"] is None else row["donor_layer"]
         if layer is None or row["kind"] not in _CURVES:
             continue
-        into = layers.setdefault(layer, {})
-        for name in _columns(row["kind"], names):
-            value = row[name.removeprefix(f"{row['kind']}_")]
+        into = layers.setdefault(layer, {"layer": layer} | dict.fromkeys(names))
+        for name in names:
+            value = row.get(name.removeprefix(f"{row['kind']}_"))
             if value is not None:
-                into[name] = max(value, into.get(name, -math.inf))
-    told = io.StringIO()
-    writer = csv.DictWriter(told, ["layer", *names], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"layer": layer} | layers[layer] for layer in sorted(layers))
-    return told.getvalue()
-
-
-def _columns(kind: str, names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.startswith(f"{kind}_")]
+                into[name] = value if into[name] is None else max(value, into[name])
+    return [layers[layer] for layer in sorted(layers)]

@@ -105,7 +105,7 @@ def test_a_truncated_activation_file(refused, built, tmp_path, length):
     models = {f"{role}_model": built.root / "data" / "models" / "target" for role in ("target", "donor")}
     inputs = {"capability": built.root / "data" / "prompts" / "capability" / "train.jsonl"}
     inputs |= {"target": activations / "target.h5", "donor": cut, "params": built.root / "params.yaml"}
-    outputs = {"out": tmp_path / "catalog.parquet", "curves_out": tmp_path / "curves.csv"}
+    outputs = {"out": tmp_path / "catalog.parquet", "curves_out": tmp_path / "curves.json"}
     sentence = refused(analyze.main, **inputs, **models, **outputs)
     assert str(cut) in sentence
     assert "capture" in sentence
