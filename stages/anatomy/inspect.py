@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -194,20 +194,21 @@ def _table(rows: list[tuple[str, ...]], left: int = 1) -> Iterator[str]:
         yield f"  {'  '.join(cells)}".rstrip()
 
 
-def main(arguments: list[str], say: Callable[[str], None] = print) -> None:
-    """Print what one model is made of, or compare two."""
-    if not 1 <= len(arguments) <= 2 or any(each.startswith("-") for each in arguments):
-        raise BadInput(
-            f"Expected one or two model directories, got {' '.join(arguments) or 'none'}; "
-            "try `python -m stages.anatomy.inspect data/models/target data/models/sibling`."
-        )
-    for line in told(*map(Path, arguments)):
-        say(line)
+def main(arguments: list[str]) -> int:
+    """Prints what one model is made of, or compares two; gives the exit code, 2 for bad input said in a sentence."""
+    try:
+        if not 1 <= len(arguments) <= 2 or any(each.startswith("-") for each in arguments):
+            raise BadInput(
+                f"Expected one or two model directories, got {' '.join(arguments) or 'none'}; "
+                "try `python -m stages.anatomy.inspect data/models/target data/models/sibling`."
+            )
+        for line in told(*map(Path, arguments)):
+            print(line)
+    except BadInput as error:
+        print(f"graftline: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except BadInput as error:
-        print(f"graftline: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main(sys.argv[1:]))

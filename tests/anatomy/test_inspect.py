@@ -1,21 +1,11 @@
 """What is told of a model, and of two."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from stages.anatomy.inspect import differences, main, parts, patterns, possible
+from stages.anatomy.inspect import differences, main, parts, patterns, possible, told
 from stages.anatomy.sites import sites_of
-from stages.errors import BadInput
 from tests.families import FAMILIES, saved, tiny
-
-
-def lines(*arguments: str) -> list[str]:
-    said: list[str] = []
-    main([str(each) for each in arguments], said.append)
-    return said
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,7 +60,7 @@ def test_what_can_be_done_follows_from_blocks_widths_and_tokens():
 
 
 def test_a_model_is_told_from_its_directory(tmp_path):
-    said = lines(saved(tiny("qwen2").to(torch.bfloat16), tmp_path / "model"))
+    said = told(saved(tiny("qwen2").to(torch.bfloat16), tmp_path / "model"))
     text = "\n".join(" ".join(line.split()) for line in said)
     assert "architecture Qwen2ForCausalLM, 4 × Qwen2DecoderLayer" in text
     assert f"parameters {tiny('qwen2').num_parameters():,}, bfloat16" in text
@@ -82,19 +72,24 @@ def test_a_model_is_told_from_its_directory(tmp_path):
 
 def test_two_models_are_compared_and_another_tokenizer_is_told(tmp_path):
     target = saved(tiny("llama"), tmp_path / "target")
-    said = "\n".join(lines(target, saved(tiny("llama", seed=1), tmp_path / "same")))
+    said = "\n".join(told(target, saved(tiny("llama", seed=1), tmp_path / "same")))
     assert "tokenizers: the same" in said and "Weights can be copied" in said
     wide = tiny("llama", hidden_size=48, head_dim=12)
-    said = "\n".join(lines(target, saved(wide, tmp_path / "wide", r"\d|[^\d]{1,3}")))
+    said = "\n".join(told(target, saved(wide, tmp_path / "wide", r"\d|[^\d]{1,3}")))
     assert "found in the other's 99" in said and "A blade needs a bridge from width 48 to 32." in said
 
 
-def test_what_is_no_model_is_answered_in_a_sentence(tmp_path):
-    with pytest.raises(BadInput, match="Expected one or two model directories, got none; try"):
-        main([])
-    with pytest.raises(BadInput, match="Expected a model directory with config.json at .*, got nothing"):
-        lines(tmp_path / "absent")
-    command = [sys.executable, "-m", "stages.anatomy.inspect", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("graftline: Expected a model directory") and done.stderr.count("\n") == 1
+def test_what_is_no_model_is_answered_in_a_sentence(tmp_path, capsys):
+    assert main([]) == main(["--help"]) == main([str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    none, option, empty = said.err.splitlines()
+    assert none.startswith("graftline: Expected one or two model directories, got none; try")
+    assert "got --help" in option
+    assert empty.startswith("graftline: Expected a model directory with config.json") and "without one" in empty
+
+
+def test_lines_are_printed(tmp_path, capsys):
+    path = saved(tiny("gpt2"), tmp_path / "model")
+    assert main([str(path)]) == 0
+    assert capsys.readouterr().out.splitlines() == list(told(path))
