@@ -10,7 +10,7 @@ from stages.anatomy.local import compare_on_shared_inputs
 from stages.catalog import Rows, part_of
 from stages.maths.attention import attention_entropy, head_similarity
 from stages.maths.change import consistency, norm_ratio, own_share, relative_change
-from stages.maths.cka import debiased_cka
+from stages.maths.cka import cka_of, debiased_cka, scaled
 from stages.maths.neurons import active_share, gini, top_overlap
 from stages.maths.rank import effective_rank
 from stages.pairs import Pairing, block_sites
@@ -38,26 +38,29 @@ def add_captured(
     def rank(states: Tensor) -> float:
         return effective_rank(states - states.mean(0))
 
-    for site in target.sites if alike else block_sites(target):
-        states = target.mapped(site)[ours].float()
-        for donor_site in [site] if alike else block_sites(donor):
-            rows.add(site, donor_site, on, count)
-            if len(ours) < FEWEST:
-                continue
-            others = donor.mapped(donor_site)[theirs].float()
-            rows.add(site, donor_site, on, {"cka": debiased_cka(states, others)})
-            if alike:
-                few, few_others = states[spaced], others[spaced]
-                figures = {
-                    "change": relative_change(states, others),
-                    "consistency": consistency(states, others, prompt),
-                    "norm_ratio": norm_ratio(states, others),
-                    "rank": rank(few),
-                    "donor_rank": rank(few_others),
-                    "change_rank": effective_rank(few_others - few),
-                }
-                rows.add(site, donor_site, on, figures)
-    if not alike and len(ours) >= FEWEST:
+    if len(ours) < FEWEST:
+        for site in target.sites:
+            rows.add(site, site if alike else None, on, count)
+    elif alike:
+        for site in target.sites:
+            states, others = target.mapped(site)[ours].float(), donor.mapped(site)[theirs].float()
+            few, few_others = states[spaced], others[spaced]
+            figures = {
+                "change": relative_change(states, others),
+                "consistency": consistency(states, others, prompt),
+                "cka": debiased_cka(states, others),
+                "norm_ratio": norm_ratio(states, others),
+                "rank": rank(few),
+                "donor_rank": rank(few_others),
+                "change_rank": effective_rank(few_others - few),
+            }
+            rows.add(site, site, on, count | figures)
+    else:
+        ready = {site: scaled(donor.mapped(site)[theirs].float()) for site in block_sites(donor)}
+        for site in block_sites(target):
+            states = scaled(target.mapped(site)[ours].float())
+            for donor_site, others in ready.items():
+                rows.add(site, donor_site, on, count | {"cka": cka_of(states, others)})
         for site in target.sites:
             rows.add(site, None, on, count | {"rank": rank(target.mapped(site)[ours[spaced]].float())})
         for site in donor.sites:

@@ -13,6 +13,7 @@ from stages.align import Align, align, held_out, layer_pairs
 from stages.align import main as align_main
 from stages.analyze import Analyze, analyze
 from stages.errors import BadInput
+from stages.maths.cka import debiased_cka
 from stages.maths.mixture import Mixture
 from stages.pairs import PairedRows, paired
 from stages.settings import parse
@@ -55,6 +56,12 @@ def test_other_widths_and_tokenizers_give_cka_of_every_pair_of_blocks_and_each_m
     for row in pairs:
         assert -1 <= row["capability_cka"] <= 1 + 1e-6
         assert [row[f"text_{f}"] for f in ("change", "consistency", "norm_ratio", "rank")] == [None] * 4
+    pairing = paired(files["target"], files[donor])
+    of_text = files["target"].of_kind("text")[pairing.target]
+    states = [file.site("layers.2")[index[of_text]]
+              for file, index in ((files["target"], pairing.target), (files[donor], pairing.donor))]  # fmt: skip
+    told = next(r for r in pairs if (r["layer"], r["donor_layer"]) == (2, 2))
+    assert told["text_cka"] == pytest.approx(debiased_cka(*states), rel=1e-5)
     own = rows[len(pairs) :]
     assert [r["site"] or r["donor_site"] for r in own] == files["target"].sites + files[donor].sites
     assert all(1 <= (r["text_rank"] or r["text_donor_rank"]) <= 48 for r in own)
