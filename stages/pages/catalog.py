@@ -18,8 +18,8 @@ _LINES = {
     "local_change": (
         "Change of each part by itself",
         "relative change",
-        "The donor's part on the target's own input: what arises there. Where a block's change above is large and this "
-        "is small, the change was handed on from earlier blocks.",
+        "The donor's part on the target's own input: what arises there. Where a site changes much when each model runs "
+        "on its own and little here, the change was handed on from earlier blocks.",
         _KINDS,
     ),
     "cka": (
@@ -31,8 +31,8 @@ _LINES = {
     "change_rank": (
         "Directions of the change",
         "effective rank",
-        "Over how many directions the change spreads. Few: one shift of the state does most of it; many: each token "
-        "moves its own way.",
+        "Over how many directions the change of the blocks' states spreads, at most as many as tokens were looked at. "
+        "Few: one shift does most of it; many: each token moves its own way.",
         ("block",),
     ),
 }
