@@ -173,7 +173,8 @@ def told(path: Path, other: Path | None = None) -> Iterator[str]:
 
 def _loaded(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model as it is stored, and its tokenizer."""
-    return load(path, load_config(path).dtype or torch.float32, "cpu"), load_tokenizer(path)
+    dtype = load_config(path).dtype
+    return load(path, dtype if isinstance(dtype, torch.dtype) else torch.float32, "cpu"), load_tokenizer(path)
 
 
 def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
