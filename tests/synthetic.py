@@ -110,7 +110,7 @@ def items(name: str, count: int = 300, questions: int = 120, texts: int = 24) ->
 
 
 def catalog(same_width: bool) -> pd.DataFrame:
-    """Sites of 30 blocks with what each measures; another width has pairs of blocks and the CKA alone."""
+    """Sites of 30 blocks with what each measures; another width has pairs of blocks, then each model's own figures."""
     rows = []
     for layer in range(30):
         depth = layer / 29
@@ -119,14 +119,38 @@ def catalog(same_width: bool) -> pd.DataFrame:
             row |= {
                 "capability_change": (0.6 if kind == "block" else 0.4) * depth**2 + 0.05,
                 "text_change": 0.2 * depth + 0.03,
+                "capability_local_change": 0.04 + 0.1 * depth * (kind == "mlp"),
+                "text_local_change": 0.03 + 0.05 * depth * (kind == "mlp"),
+                "capability_change_rank": 20 + 40 * depth if kind == "block" else np.nan,
+                "text_change_rank": 30 + 60 * depth if kind == "block" else np.nan,
             }
+            if kind == "block":
+                row |= _early(depth, "") | _early(depth, "donor_")
             rows.append(row | {"capability_cka": 1 - 0.3 * depth, "text_cka": 1 - 0.05 * depth})
+        for head in range(9) if same_width else ():
+            site = f"layers.{layer}.self_attn.heads.{head}"
+            row = {"site": site, "kind": "head", "layer": layer, "donor_layer": layer}
+            rows.append(row | {"capability_head_similarity": 1 - 0.1 * depth * (head % 3)})
         for donor_layer in () if same_width else range(6):
             row = {"site": f"layers.{layer}", "kind": "block", "layer": layer, "donor_layer": donor_layer}
             near = np.exp(-((depth - donor_layer / 5) ** 2) * 4)
             row |= {"capability_change": np.nan, "text_change": np.nan}
             rows.append(row | {"capability_cka": 0.2 + 0.5 * near, "text_cka": 0.1 + 0.3 * near})
+    if same_width:
+        rows.append({"site": "norm", "kind": "norm", "capability_change": 0.1, "capability_cka": 0.9})
+    else:
+        own = ((30, "", "layer"), (6, "donor_", "donor_layer"))
+        rows += [
+            {"kind": "block", column: layer} | _early(layer / (count - 1), prefix)
+            for count, prefix, column in own
+            for layer in range(count)
+        ]
     return pd.DataFrame(rows)
+
+
+def _early(depth: float, prefix: str) -> dict[str, float]:
+    """What the logit lens tells of a block."""
+    return {f"{on}_{prefix}lens_agreement": depth**3 for on in ("capability", "text")} | {"capability_lens_rows": 30}
 
 
 def trace() -> pd.DataFrame:

@@ -1,10 +1,8 @@
 """Catalogs and bridges from captured states of tiny models."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.parquet
 import pytest
 import scipy.stats
 import torch
@@ -13,45 +11,22 @@ from safetensors.torch import load_file
 from stages.activations import Activations, Text, create
 from stages.align import Align, align, held_out, layer_pairs
 from stages.align import main as align_main
-from stages.analyze import analyze
-from stages.analyze import main as analyze_main
-from stages.anatomy.names import matching
-from stages.anatomy.sites import sites_of
-from stages.capture import Capture, capture, texts_of
+from stages.analyze import Analyze, analyze
 from stages.errors import BadInput
+from stages.maths.cka import debiased_cka
 from stages.maths.mixture import Mixture
 from stages.pairs import PairedRows, paired
 from stages.settings import parse
-from tests.families import tiny, tokenizer
-
-SETTINGS = Capture(prompts=20, texts=4)
+from tests.captures import captures
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Captures by name: the target, its twin, another model, a wider one, one with another tokenizer, one of less."""
-    root = tmp_path_factory.mktemp("captures")
-    prompts = [{"id": f"c{i}", "prompt": f"{i * 37} + {i} =", "answer": f" {i * 38}"} for i in range(20)]
-    texts = [{"id": f"t{i}", "text": f"Text number {i * i} is here to be read and kept."} for i in range(4)]
-    for name, rows in (("train", prompts), ("text", texts), ("less", prompts[:9])):
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    wide = {"hidden_size": 48, "num_hidden_layers": 3}
-    made = {
-        "target": (tiny("llama"), r"[\s\S]", "train"),
-        "twin": (tiny("llama"), r"[\s\S]", "train"),
-        "other": (tiny("llama", seed=1), r"[\s\S]", "train"),
-        "wide": (tiny("qwen2", **wide), r"[\s\S]", "train"),
-        "coarse": (tiny("llama"), r"\d|[^\d]{1,3}", "train"),
-        "less": (tiny("llama"), r"[\s\S]", "less"),
-    }
-    for name, (model, pattern, told) in made.items():
-        read = texts_of(tokenizer(pattern), SETTINGS, root / f"{told}.jsonl", root / "text.jsonl")
-        capture(model, read, matching(SETTINGS.sites, sites_of(model)), root / f"{name}.h5")
-    return {name: Activations(root / f"{name}.h5") for name in made}
+    return captures(tmp_path_factory.mktemp("captures"))
 
 
 def test_an_identical_donor_changes_nothing_anywhere(files):
-    rows = analyze(files["target"], files["twin"]).to_pylist()
+    rows = analyze(Analyze(), files["target"], files["twin"]).to_pylist()
     assert [row["site"] for row in rows] == files["target"].sites
     for row in rows:
         for kind in ("capability", "text"):
@@ -63,7 +38,7 @@ def test_an_identical_donor_changes_nothing_anywhere(files):
 
 def test_figures_are_those_of_the_rows_of_their_kind_without_first_tokens(files):
     target, other = files["target"], files["other"]
-    row = next(r for r in analyze(target, other).to_pylist() if r["site"] == "layers.2.mlp")
+    row = next(r for r in analyze(Analyze(), target, other).to_pylist() if r["site"] == "layers.2.mlp")
     for kind in ("capability", "text"):
         rows = target.of_kind(kind) & ~target.first
         t, d = target.site("layers.2.mlp")[rows], other.site("layers.2.mlp")[rows]
@@ -73,13 +48,24 @@ def test_figures_are_those_of_the_rows_of_their_kind_without_first_tokens(files)
 
 
 @pytest.mark.parametrize("donor", ["wide", "coarse"])
-def test_other_widths_and_tokenizers_give_cka_of_every_pair_of_blocks_and_nothing_else(files, donor):
-    rows = analyze(files["target"], files[donor]).to_pylist()
+def test_other_widths_and_tokenizers_give_cka_of_every_pair_of_blocks_and_each_models_own_ranks(files, donor):
+    rows = analyze(Analyze(), files["target"], files[donor]).to_pylist()
     count = 3 if donor == "wide" else 4
-    assert [(r["layer"], r["donor_layer"]) for r in rows] == [(i, j) for i in range(4) for j in range(count)]
-    for row in rows:
+    pairs = [row for row in rows if row["site"] and row["donor_site"]]
+    assert [(r["layer"], r["donor_layer"]) for r in pairs] == [(i, j) for i in range(4) for j in range(count)]
+    for row in pairs:
         assert -1 <= row["capability_cka"] <= 1 + 1e-6
-        assert [row[f"text_{f}"] for f in ("change", "consistency", "norm_ratio")] == [None] * 3
+        assert [row[f"text_{f}"] for f in ("change", "consistency", "norm_ratio", "rank")] == [None] * 4
+    pairing = paired(files["target"], files[donor])
+    of_text = files["target"].of_kind("text")[pairing.target]
+    states = [file.site("layers.2")[index[of_text]]
+              for file, index in ((files["target"], pairing.target), (files[donor], pairing.donor))]  # fmt: skip
+    told = next(r for r in pairs if (r["layer"], r["donor_layer"]) == (2, 2))
+    assert told["text_cka"] == pytest.approx(debiased_cka(*states), rel=1e-5)
+    own = rows[len(pairs) :]
+    assert [r["site"] or r["donor_site"] for r in own] == files["target"].sites + files[donor].sites
+    assert all(1 <= (r["text_rank"] or r["text_donor_rank"]) <= 48 for r in own)
+    assert {r["capability_cka"] for r in own} == {None}
 
 
 def test_a_massive_state_behind_the_first_token_decides_nothing(files, tmp_path):
@@ -90,7 +76,7 @@ def test_a_massive_state_behind_the_first_token_decides_nothing(files, tmp_path)
 
     target = rewritten(files["target"], tmp_path / "target.h5", lambda site, states: states)
     plain, spoilt = (rewritten(files["other"], tmp_path / f"{value}.h5", at_the_row(value)) for value in (0.0, 1e4))
-    before, after = (analyze(target, donor).to_pylist() for donor in (plain, spoilt))
+    before, after = (analyze(Analyze(), target, donor).to_pylist() for donor in (plain, spoilt))
     for one, other in zip(before, after, strict=True):
         assert other["capability_rows"] == one["capability_rows"] - 1
         assert other["capability_cka"] == pytest.approx(one["capability_cka"], abs=0.03)
@@ -99,14 +85,7 @@ def test_a_massive_state_behind_the_first_token_decides_nothing(files, tmp_path)
 
 def test_captures_of_different_texts_are_refused(files):
     with pytest.raises(BadInput, match="captures of the same texts, got 24 texts"):
-        analyze(files["target"], files["less"])
-
-
-def test_a_catalog_has_the_same_bytes_every_time(files, tmp_path):
-    for name in ("a", "b"):
-        analyze_main(files["target"].path, files["wide"].path, tmp_path / f"{name}.parquet")
-    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-    assert pyarrow.parquet.read_table(tmp_path / "a.parquet").num_rows == 12
+        analyze(Analyze(), files["target"], files["less"])
 
 
 def rewritten(source: Activations, path: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Activations:

@@ -41,6 +41,7 @@ PARAMS: dict[str, Any] = {
         "captured": ["target", "sibling", "calculator"], "aligned": ["sibling", "calculator"], "traced": ["sibling"],
     },
     "capture": {"prompts": 12, "texts": 3},
+    "analyze": {"prompts": 3, "texts": 2},
     "align": {"target_layers": [2]},
     "trace": {"prompts": 6, "texts": 3, "text_tokens": 8, "resamples": 100},
     "plan": {"aligned_cosine": 0.9, "share_of_gain": 0.95},

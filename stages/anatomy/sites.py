@@ -82,6 +82,15 @@ def _entering(matrix: nn.Linear | Conv1D) -> int:
     return matrix.weight.shape[0] if isinstance(matrix, Conv1D) else matrix.in_features
 
 
+def neurons_of(block: nn.Module) -> Head | None:
+    """The neurons of a block's MLP, gated or not: what enters its last matrix; None for a mixture or no MLP."""
+    mlp = mlp_output_of(block)
+    if mlp is None or _child(mlp, _ROUTER) is not None:
+        return None
+    matrix = mlp if isinstance(mlp, nn.Linear | Conv1D) else _child(mlp, _MLP_OUTPUT)
+    return Head(matrix, slice(None)) if isinstance(matrix, nn.Linear | Conv1D) else None
+
+
 def _mixture(mlp: nn.Module) -> Iterator[tuple[str, Place]]:
     """A mixture's router and experts; nothing for a plain MLP and for experts that are not one stack."""
     router, experts = _child(mlp, _ROUTER), _child(mlp, ("experts",))

@@ -30,3 +30,13 @@ def consistency(
     others = (means.sum(0) - means) / (len(means) - 1)
     lengths = means.norm(dim=1) * others.norm(dim=1)
     return ((means * others).sum(1) / lengths).mean().item()
+
+
+def own_share(whole: Float[Tensor, "rows width"], local: Float[Tensor, "rows width"]) -> float:
+    """Σ ⟨local, whole⟩ / Σ ‖whole‖², the part of a change that a module's own weights make.
+
+    `whole` is the change at a site when each model runs on its own input, `local` when the donor's module there is
+    given the target's input. 1 where the change arises in the module, 0 where it is handed on from before it; above 1
+    or below 0 where what comes in works against it. NaN where nothing changes.
+    """
+    return ((local.double() * whole.double()).sum() / whole.double().square().sum()).item()

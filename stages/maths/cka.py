@@ -1,5 +1,7 @@
 """How alike two representations of the same rows are, whatever their widths."""
 
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,17 +15,31 @@ def debiased_cka(x: Float[Tensor, "rows width_x"], y: Float[Tensor, "rows width_
     ones however wide, where the biased estimate nears 1 as the widths near the number of rows. Costs rows × width²:
     no rows × rows matrix is made. NaN when either does not vary. Raises BadInput for fewer than four rows.
     """
+    return cka_of(scaled(x), scaled(y))
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A representation made ready to be compared with many others."""
+
+    rows: Float[Tensor, "rows width"]
+    """Centred, with mean square norm 1: the ratio stays, sums neither overflow nor cancel."""
+    own: Float[Tensor, ""]
+    """Its HSIC with itself."""
+
+
+def scaled(x: Float[Tensor, "rows width"]) -> Scaled:
+    """What `cka_of` takes; raises BadInput for fewer than four rows."""
     if len(x) < 4:
         raise BadInput(f"Expected at least four rows for the debiased CKA, got {len(x)}; capture more tokens.")
-    x, y = _scaled(x), _scaled(y)
-    xy, xx, yy = _hsic(x, y), _hsic(x, x), _hsic(y, y)
-    return (xy / (xx * yy).clamp(min=0).sqrt()).item()
-
-
-def _scaled(x: Tensor) -> Tensor:
-    """Centred, with rows of mean square norm 1: the ratio stays, sums neither overflow nor cancel."""
     centred = x - x.mean(0)
-    return centred / centred.square().sum(1).mean().sqrt()
+    rows = centred / centred.square().sum(1).mean().sqrt()
+    return Scaled(rows, _hsic(rows, rows))
+
+
+def cka_of(x: Scaled, y: Scaled) -> float:
+    """As `debiased_cka`, at the cost of one product instead of three."""
+    return (_hsic(x.rows, y.rows) / (x.own * y.own).clamp(min=0).sqrt()).item()
 
 
 def _hsic(x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Charts over the layers: what changed there, what it causes, and how well it can be bridged."""
+"""Charts over the layers: what exchanging them causes, and how well they can be bridged."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,14 +8,6 @@ import pandas as pd
 
 from stages.pages.plots import DASHES, LINES, Plot, among, dash, numbers, plot
 
-_CATALOG = {
-    "change": ("Change by layer", "relative change", "How far the donor's states lie from the target's, by site."),
-    "cka": (
-        "Similarity by layer",
-        "CKA",
-        "1 where both models see the same items as alike; what falls is what was learned.",
-    ),
-}
 _TRACE = {
     "match": (
         "Effect on right answers",
@@ -34,56 +26,11 @@ _TRACE = {
         "How far the same exchanges move the predictions on unrelated text from the target's.",
     ),
 }
-_KINDS = ("block", "attention", "mlp")
 _UNBRIDGED, _OUTLINE = "none", "#e0402f"
 
 
-def catalog(rows: pd.DataFrame, donor: str) -> list[Plot]:
-    """What the analysis measured of each site, on the capability's prompts and on text."""
-    if "donor_layer" in rows and (rows.donor_layer != rows.layer).any():
-        return _pairs(rows, donor)
-    plots = []
-    for measure, (title, unit, caption) in _CATALOG.items():
-        columns = {f"{on}_{measure}": on for on in ("capability", "text") if f"{on}_{measure}" in rows}
-        if "layer" not in rows or not columns:
-            continue
-        kinds = rows[rows.kind.isin(_KINDS)] if "kind" in rows else rows.assign(kind="block")
-        long = kinds.melt(["layer", "kind"], list(columns), "measured", "value").dropna(subset=["value", "layer"])
-        long["measured"] = long["measured"].replace(columns)
-        if not len(long):
-            continue
-        found = [kind for kind in _KINDS if (long.kind == kind).any()]
-        lines = (
-            alt.Chart(values(long))
-            .mark_line(strokeWidth=1.8)
-            .encode(
-                x=over("layer", long.layer),
-                y=alt.Y("value:Q", title=unit),
-                color=alt.Color("measured:N", title="on", legend=LINES, scale=among(["capability", "text"])),
-                strokeDash=alt.StrokeDash(
-                    "kind:N", title="site", legend=DASHES if len(found) > 1 else None, scale=dash(found)
-                ),
-                tooltip=["layer:Q", "kind:N", "measured:N", *numbers("value")],
-            )
-        )
-        plots.append(plot(title, caption, lines, about=donor))
-    return plots
-
-
-def _pairs(rows: pd.DataFrame, donor: str) -> list[Plot]:
-    """Similarity of every donor layer to every target layer, for a donor of another width."""
-    plots = []
-    for on in ("capability", "text"):
-        column = f"{on}_cka"
-        if column in rows and bool(rows[column].notna().any()):
-            cells = rows.rename(columns={column: "value", "layer": "target_layer"})
-            cells = cells.dropna(subset=["value", "donor_layer", "target_layer"])
-            caption = "CKA of the donor's layer with the target's: bright pairs see the same items as alike."
-            plots.append(_grid(f"Similarity on {on}", caption, cells, "CKA", donor))
-    return plots
-
-
-def _grid(title: str, caption: str, cells: pd.DataFrame, unit: str, donor: str) -> Plot:
+def grid(title: str, caption: str, cells: pd.DataFrame, unit: str, donor: str) -> Plot:
+    """The `value` of each pair of a donor's and a target's layer; the one marked `best` is outlined."""
     kept = [name for name in ("donor_layer", "target_layer", "value", "kind", "best") if name in cells]
     base = alt.Chart(values(cells.loc[:, kept])).encode(
         x=alt.X("target_layer:O", title="target layer", axis=alt.Axis(values=some(cells.target_layer), labelAngle=0)),
@@ -145,7 +92,7 @@ def alignment(rows: Sequence[Mapping[str, Any]], donor: str) -> list[Plot]:
             cells = cells.sort_values("r2" if "r2" in cells else "value", ascending=False, kind="stable")
             cells = cells.drop_duplicates(["donor_layer", "target_layer"])
             caption += " Of each pair the bridge with the highest R²; an outline marks the best of all."
-            plots.append(_grid(f"{title} of the bridges", caption, cells, title, donor))
+            plots.append(grid(f"{title} of the bridges", caption, cells, title, donor))
         else:
             onto = "its like" if alike else f"layer {frame.target_layer.iloc[0]}"
             plots.append(_lines(frame, measure, title, f"{caption} Onto {onto}.", donor))

@@ -10,6 +10,7 @@ import vl_convert
 from markupsafe import Markup
 
 from stages.pages import causal, charts, layers, views, words
+from stages.pages.catalog import catalog
 from stages.pages.evidence import Evidence
 from stages.pages.plots import Plot
 from stages.pages.roles import Roles
@@ -87,7 +88,7 @@ def _draw(
     by_donor = []
     for donor in roles.donors:
         plots = causal.maps(evidence.trace[donor], donor) if donor in evidence.trace else []
-        plots += layers.catalog(evidence.catalog[donor], donor) if donor in evidence.catalog else []
+        plots += catalog(evidence.catalog[donor], donor) if donor in evidence.catalog else []
         plots += layers.trace(evidence.trace[donor], donor) if donor in evidence.trace else []
         plots += (
             causal.agreement(evidence.trace[donor], evidence.agreement.get(donor) or [], donor)

@@ -102,7 +102,11 @@ def test_weights_of_another_architecture(refused, built, tmp_path):
 def test_a_truncated_activation_file(refused, built, tmp_path, length):
     activations, cut = built.root / "data" / "activations", tmp_path / "cut.h5"
     cut.write_bytes((activations / "sibling.h5").read_bytes()[:length])
-    sentence = refused(analyze.main, target=activations / "target.h5", donor=cut, out=tmp_path / "catalog.parquet")
+    models = {f"{role}_model": built.root / "data" / "models" / "target" for role in ("target", "donor")}
+    inputs = {"capability": built.root / "data" / "prompts" / "capability" / "train.jsonl"}
+    inputs |= {"target": activations / "target.h5", "donor": cut, "params": built.root / "params.yaml"}
+    outputs = {"out": tmp_path / "catalog.parquet", "curves_out": tmp_path / "curves.json"}
+    sentence = refused(analyze.main, **inputs, **models, **outputs)
     assert str(cut) in sentence
     assert "capture" in sentence
 

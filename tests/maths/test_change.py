@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.maths.change import consistency, norm_ratio, relative_change
+from stages.maths.change import consistency, norm_ratio, own_share, relative_change
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -49,3 +49,12 @@ def test_the_order_of_rows_and_the_names_of_prompts_change_nothing(seed):
 
 def test_where_nothing_changes_consistency_is_undefined():
     assert math.isnan(consistency(normal(0, 9, 4), normal(0, 9, 4), torch.arange(9) // 3))
+
+
+def test_the_own_share_of_a_change_is_the_part_that_points_its_way():
+    made, handed_on = normal(0, 20, 8), normal(1, 20, 8)
+    handed_on -= (handed_on * made).sum() / made.square().sum() * made
+    assert own_share(made, made) == pytest.approx(1)
+    assert own_share(made, handed_on) == pytest.approx(0, abs=1e-6)
+    assert own_share(2 * made, made + handed_on) == pytest.approx(0.5)
+    assert math.isnan(own_share(0 * made, 0 * made))
