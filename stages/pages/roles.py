@@ -19,6 +19,8 @@ class Role(pydantic.BaseModel):
 
     donor: str | None = None
     control_for: str | None = None
+    strategy: str | None = None
+    """`auto` where the plan is followed."""
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -64,7 +66,8 @@ def read_roles(params: Path) -> Roles:
             if name in named:
                 raise BadInput(f"{home[name]} and {section} both have a variant {name!r}, expected one of them; "
                                "rename the other.")  # fmt: skip
-            named[name], home[name] = role, section
+            named[name] = role.model_copy(update={"strategy": "auto"}) if section == "auto" else role
+            home[name] = section
     for name, role in named.items():
         if role.donor is not None and role.donor not in sections.adopt:
             raise BadInput(
