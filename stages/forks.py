@@ -55,12 +55,13 @@ def aligned(rows: Sequence[Row], threshold: float) -> Fork:
 def bridged(rows: Sequence[Row], threshold: float) -> Fork:
     """Whether a bridge fitted without the capability explains the target's states, on held-out rows.
 
+    `rows` are of the pair of layers that would be grafted: early states map onto one another whatever comes of them.
     By R², since states share a large mean, which alone gives a cosine near 0.9.
     """
     question, needed = "Does a fitted bridge carry the donor's states over?", f"R² ≥ {threshold:g}"
-    known = [row for row in rows if _finite(row.get("r2")) is not None]
+    known = [row for row in rows if row["kind"] != "mixture" and _finite(row.get("r2")) is not None]
     if not known:
-        return Fork("bridge", question, "not measured", needed, threshold, "no bridge was fitted",
+        return Fork("bridge", question, "not measured", needed, threshold, "no bridge was fitted there",
                     remedy="name the donor under evidence.aligned")  # fmt: skip
     best = max(known, key=lambda row: row["r2"])
     figures = {key: _finite(best.get(key)) for key in ("r2", "cosine")} | _pair(best)
@@ -86,21 +87,21 @@ def high_impact(trace: pd.DataFrame | None, share: float, false_discovery: float
     best = (enough if len(enough) else states.nlargest(1, "share")).nsmallest(1, "retention").iloc[0]
     figures = {"gain": gain, "layer": int(best.layer), "share": float(best.share), "kl": float(best.retention)}
     figures |= {"q": _finite(best.capability_q), "layers": len(enough), "prompts": int(best.prompts)}
-    told = f"layer {int(best.layer)}: {best.share:.1%} of the gain (n = {int(best.prompts)}), q {_q(best)}"
-    told += f", KL {best.retention:.3f} ungated; {len(enough)} layer{'' if len(enough) == 1 else 's'} in all"
+    told = f"layer {int(best.layer)}: {best.share:.1%} of the gain (n = {int(best.prompts)}), {_q(best)}"
+    told += f", KL {best.retention:.3f} ungated; {len(enough)} of {len(states)} layers bring enough"
     return Fork("sites", question, "yes" if len(enough) else "no", needed, share, told, figures)
 
 
 def vocabulary(found: Coverage | None, threshold: float) -> Fork:
     """Whether much of what the donor reads in the capability's prompts has no token of the target's."""
-    question, needed = "Does the target need the donor's vocabulary?", f"> {threshold:.0%} of tokens have no like"
+    question, needed = "Does the target need the donor's vocabulary?", f"> {threshold:.0%} of these tokens"
     if found is None or found.lacking is None:
         why = "the tokenizers are not there" if found is None else "the donor reads no token"
         return Fork("vocabulary", question, "not measured", needed, threshold, why, remedy="run fetch, adopt, prompts")
     figures = {"lacking": found.lacking, "tokens": found.tokens, **found.ways}
-    told = f"{found.lacking:.1%} of {found.tokens:,} tokens that the donor reads in the capability's prompts"
+    told = f"{found.lacking:.1%} of the {found.tokens:,} tokens that it reads in the prompts are none of the target's"
     if found.same:
-        told = "one tokenizer"
+        told = "both have one tokenizer"
     answer = "yes" if found.lacking > threshold else "no"
     return Fork("vocabulary", question, answer, needed, threshold, told, figures)
 
@@ -109,26 +110,19 @@ def heterogeneous(rows: Sequence[Row], threshold: float) -> Fork:
     """Whether a gated mixture of bridges explains held-out states better than the best single bridge.
 
     Tasks are heterogeneous, for a bridge, when no one map serves all rows, whatever divides them; the gain in R² is
-    what a mixture would bring, with no need to name the tasks. Judged at the pair of layers that a single bridge fits
-    best among those that have both, so that it is not the luckiest of many mixtures.
+    what a mixture would bring, with no need to name the tasks. `rows` are of the pair of layers that would be grafted.
     """
-    question, needed = "Are the tasks heterogeneous?", f"a mixture adds ≥ {threshold:g} to R²"
-    single: dict[tuple[int, int], float] = {}
-    mixed: dict[tuple[int, int], float] = {}
-    for row in rows:
-        pair, r2 = (row["donor_layer"], row["target_layer"]), _finite(row.get("r2"))
-        if r2 is not None:
-            best = mixed if row["kind"] == "mixture" else single
-            best[pair] = max(r2, best.get(pair, -math.inf))
-    both = sorted(single.keys() & mixed.keys())
-    if not both:
+    question, needed = "Are the tasks heterogeneous?", f"≥ {threshold:g} more R² from a mixture"
+    known = [row for row in rows if _finite(row.get("r2")) is not None]
+    mixed = [row["r2"] for row in known if row["kind"] == "mixture"]
+    single = [row["r2"] for row in known if row["kind"] != "mixture"]
+    if not mixed or not single:
         return Fork("tasks", question, "not measured", needed, threshold, "no mixture of bridges was fitted",
                     remedy="set align.mixture: {bridges: 2} beside a single kind")  # fmt: skip
-    pair = max(both, key=lambda each: single[each])
-    figures = {"gain": mixed[pair] - single[pair], "r2": single[pair], "r2_mixture": mixed[pair]}
-    figures |= {"donor_layer": pair[0], "target_layer": pair[1]}
-    told = f"R² {single[pair]:.3f} with one bridge, {mixed[pair]:.3f} with a mixture ({pair[0]} → {pair[1]})"
-    return Fork("tasks", question, "yes" if figures["gain"] >= threshold else "no", needed, threshold, told, figures)
+    gain = max(mixed) - max(single)
+    figures = {"gain": gain, "r2": max(single), "r2_mixture": max(mixed)} | _pair(known[0])
+    told = f"R² {max(single):.3f} with one bridge, {max(mixed):.3f} with a mixture ({_arrow(known[0])})"
+    return Fork("tasks", question, "yes" if gain >= threshold else "no", needed, threshold, told, figures)
 
 
 def candidates(trace: pd.DataFrame | None, share: float, false_discovery: float) -> Fork:
@@ -185,7 +179,7 @@ def _no_gain(gain: float) -> str:
 
 def _q(row: Any) -> str:
     q = _finite(row.capability_q)
-    return "–" if q is None else f"{q:.3f}"
+    return "q –" if q is None else "q < 0.001" if q < 0.001 else f"q = {q:.3f}"
 
 
 def _finite(value: Any) -> float | None:

@@ -1,5 +1,6 @@
 """The strategy flow for each donor: forks with the figures that decided them, and the variant that they recommend."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -69,23 +70,24 @@ def walk(answers: Mapping[str, forks.Answer]) -> list[str]:
     return way
 
 
-def recipe(settings: Plan, donor: str, answered: Mapping[str, Fork], rows: Sequence[forks.Row]) -> BladeRecipe | None:
-    """The blade that the answers call for: with a bridge unless the spaces are one, at the layer that was traced.
+def layers(sites: Fork, rows: Sequence[forks.Row]) -> tuple[int, int] | None:
+    """The donor's and the target's layer that would be grafted: the traced one, of the highest impact.
 
-    Without a trace, from the donor's deepest bridged block, where all that it computes has arrived, into the target's
-    layer that it maps onto best: early states map best because they hold little but the token. None without a layer.
+    Without a trace, the donor's deepest bridged block, where all that it computes has arrived, and the target's layer
+    that it maps onto best; early states map best because they hold little but the token. None without either.
     """
-    same = answered["aligned"].answer == "yes"
-    layer = answered["sites"].figures.get("layer")
-    if layer is not None:
-        pair = int(layer), int(layer)
-    elif rows:
-        deepest = max(row["donor_layer"] for row in rows)
-        of_it = [row for row in rows if row["donor_layer"] == deepest]
-        best = max(of_it, key=lambda row: -2.0 if row["r2"] is None else row["r2"])
-        pair = int(deepest), int(best["target_layer"])
-    else:
+    if "layer" in sites.figures:
+        return int(sites.figures["layer"] or 0), int(sites.figures["layer"] or 0)
+    if not rows:
         return None
+    deepest = max(row["donor_layer"] for row in rows)
+    of_it = [row for row in rows if row["donor_layer"] == deepest]
+    best = max(of_it, key=lambda row: -math.inf if row["r2"] is None else row["r2"])
+    return int(deepest), int(best["target_layer"])
+
+
+def recipe(settings: Plan, donor: str, same: bool, pair: tuple[int, int]) -> BladeRecipe:
+    """The blade between a pair of layers, with a bridge unless both have the `same` hidden space."""
     return BladeRecipe(
         donor=donor,
         layer=pair[1],
@@ -105,17 +107,21 @@ def plan(
     `rows` are of its alignment, empty where none was fitted; `trace` and `found` are None where they were not
     measured. A recommended method that cannot be built yet comes with the nearest `recipe` that can.
     """
+    sites = forks.high_impact(trace, settings.share_of_gain, settings.false_discovery)
+    pair = layers(sites, rows)
+    there = [row for row in rows if (row["donor_layer"], row["target_layer"]) == pair]
     every = (
         forks.aligned(rows, settings.aligned_cosine),
-        forks.bridged(rows, settings.bridged_r2),
-        forks.high_impact(trace, settings.share_of_gain, settings.false_discovery),
+        forks.bridged(there, settings.bridged_r2),
+        sites,
         forks.vocabulary(found, settings.lacking_tokens),
-        forks.heterogeneous(rows, settings.mixture_gain),
+        forks.heterogeneous(there, settings.mixture_gain),
         forks.candidates(trace, settings.share_of_candidate, settings.false_discovery),
     )
     answered = {fork.name: fork for fork in every}
     way = walk({name: fork.answer for name, fork in answered.items()})
-    built = recipe(settings, donor, answered, rows)
+    same = answered["aligned"].answer == "yes"
+    built = None if pair is None else recipe(settings, donor, same, pair)
     path = [
         asdict(fork) | {"exits": EXITS[fork.name], "next": EXITS[fork.name][fork.answer], "reached": fork.name in way}
         for fork in every

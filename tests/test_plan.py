@@ -66,7 +66,7 @@ ROUTES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["aligned", "sites", "vocabulary", "embedding"],
     ),
     "no one bridge serves all rows": (
-        {"rows": [*OTHER, bridge(0.5, 1, kind="mixture")], "trace": None, "found": lacking(0)},
+        {"rows": [*OTHER, bridge(0.5, 2, kind="mixture")], "trace": None, "found": lacking(0)},
         ["aligned", "bridge", "sites", "vocabulary", "tasks", "mixture"],
     ),
     "attention and MLP of a layer both bring some": (
@@ -147,7 +147,7 @@ def test_the_least_harmful_layer_among_those_that_bring_enough_is_chosen():
     assert found.answer == "yes"
     assert found.figures == {"gain": 10.0, "layer": 2, "share": pytest.approx(0.99), "kl": 0.3, "q": 0.01,
                              "layers": 3, "prompts": 20}  # fmt: skip
-    assert found.figure.startswith("layer 2: 99.0% of the gain (n = 20), q 0.010, KL 0.300 ungated")
+    assert found.figure.startswith("layer 2: 99.0% of the gain (n = 20), q = 0.010, KL 0.300 ungated")
 
 
 def test_where_no_layer_brings_enough_the_one_that_brings_most_is_named():
@@ -184,12 +184,13 @@ def test_a_donor_of_another_width_is_not_aligned_and_states_that_are_not_numbers
     assert forks.heterogeneous([bridge(None), bridge(0.3, kind="mixture")], 0.05).answer == "not measured"
 
 
-def test_a_mixture_is_judged_at_the_pair_that_one_bridge_fits_best():
-    rows = [bridge(0.5, 1), bridge(0.53, 1, kind="mixture"), bridge(0.1, 2), bridge(0.4, 2, kind="mixture"),
-            bridge(0.9, 3)]  # fmt: skip
-    found = forks.heterogeneous(rows, 0.05)
-    assert (found.answer, found.figures["donor_layer"]) == ("no", 1)
-    assert found.figures["gain"] == pytest.approx(0.03)
+def test_bridges_are_judged_at_the_layers_that_would_be_grafted():
+    rows = [bridge(0.9, 1), bridge(0.99, 1, kind="mixture"), bridge(0.1, 2), bridge(0.4, 2, kind="mixture")]
+    steps = by_name(plan(SETTINGS, "d", rows, None, None))
+    assert steps["bridge"]["figures"]["r2"] == 0.1
+    assert steps["tasks"]["figures"]["gain"] == pytest.approx(0.3)
+    traced = by_name(plan(SETTINGS, "d", [*SAME, bridge(0.2, 5, 5, 0.1)], trace([1.0, 9.9]), None))
+    assert traced["bridge"]["figures"]["donor_layer"] == 1
 
 
 def test_exact_parts_are_preferred_to_estimated_ones():
@@ -248,8 +249,8 @@ def test_every_aligned_donor_is_planned_with_the_evidence_it_has(tmp_path):
     found = read_json(tmp_path / "one")
     assert list(found["donors"]) == ["calculator", "sibling", "stranger"]
     figures = {donor: by_name(made)["vocabulary"]["figure"] for donor, made in found["donors"].items()}
-    assert figures["sibling"] == "one tokenizer"
-    assert figures["calculator"].endswith("of 17 tokens that the donor reads in the capability's prompts")
+    assert figures["sibling"] == "both have one tokenizer"
+    assert figures["calculator"] == "0.0% of the 17 tokens that it reads in the prompts are none of the target's"
     assert figures["stranger"] == "the tokenizers are not there"
     assert found["donors"]["sibling"]["recommendation"]["method"] == "injection"
     assert found["donors"]["stranger"]["recommendation"]["recipe"] is None

@@ -1,4 +1,4 @@
-"""The strategy flow of each donor as the page draws it: a column of forks, and beside each where an answer turns off."""
+"""The strategy flow of each donor as the page draws it: a column of forks, each with its way aside."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,8 +25,9 @@ def _flow(donor: str, made: Mapping[str, Any], methods: Mapping[str, str]) -> Vi
     for name, step in steps.items():
         if name in detours:
             continue
-        leads = dict.fromkeys(step["exits"].values())
-        aside, onward = sorted(leads, key=lambda to: to not in detours and to not in methods)
+        leads = set(step["exits"].values())
+        aside = next(iter(leads & detours), step["exits"]["yes"])
+        (onward,) = leads - {aside}
         ways = {to: _way(step, to) | {"to": methods.get(to)} for to in leads}
         if aside in detours:
             ways[aside]["detour"] = _fork(steps[aside])
@@ -34,9 +35,10 @@ def _flow(donor: str, made: Mapping[str, Any], methods: Mapping[str, str]) -> Vi
             ways[onward]["answers"] += ", or over the bridge"
         rows.append({"step": _fork(step), "aside": ways[aside], "onward": ways[onward]})
     recommended = made["recommendation"]
-    recipe = [(key.replace("_", " "), line(value)) for key, value in (recommended["recipe"] or {}).items()]
+    recipe = recommended["recipe"] or {}
+    built = line({key: recipe[key] for key in (*sorted(recipe.keys() - {"training"}), "training") if key in recipe})
     told = {"method": methods.get(recommended["method"], recommended["method"]), "note": recommended["note"]}
-    return {"donor": donor, "rows": rows, "recipe": recipe} | told
+    return {"donor": donor, "rows": rows, "built": built} | told
 
 
 def _fork(step: Mapping[str, Any]) -> View:
@@ -47,5 +49,5 @@ def _fork(step: Mapping[str, Any]) -> View:
 
 def _way(step: Mapping[str, Any], to: str) -> View:
     """The answers that lead to one place, and whether the flow takes them."""
-    answers = " or ".join(answer for answer, leads in step["exits"].items() if leads == to)
+    answers = " or ".join(answer for answer in ("yes", "no", "not measured") if step["exits"][answer] == to)
     return {"answers": answers, "taken": step["reached"] and step["next"] == to, "detour": None}
