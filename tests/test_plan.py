@@ -105,6 +105,7 @@ def test_the_routes_between_them_reach_every_method_and_every_answer():
     assert {name for name, answer in answers if answer == "no"} == set(EXITS) - {"candidates", "tasks"}
 
 
+@settings(deadline=None)
 @given(st.fixed_dictionaries({name: st.sampled_from(["yes", "no", "not measured"]) for name in EXITS}))
 def test_every_set_of_answers_ends_at_one_method_and_passes_no_fork_twice(answers):
     way = walk(answers)
@@ -215,7 +216,7 @@ MONOTONE = {
 
 
 @pytest.mark.parametrize("fork", MONOTONE)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(x=st.floats(0.01, 1), y=st.floats(0.01, 1))
 def test_a_higher_threshold_never_turns_a_no_into_a_yes(fork, x, y):
     low, high = (MONOTONE[fork](each).answer for each in sorted((x, y)))
