@@ -139,12 +139,12 @@ def candidates(trace: pd.DataFrame | None, share: float, false_discovery: float)
         return Fork("candidates", question, "not measured", needed, share, *missing)
     if gain <= 0:
         return Fork("candidates", question, "no", needed, share, _no_gain(gain), {"gain": gain})
-    parts = trace[trace.intervention == intervention]
-    parts = parts[[kind_of(site) in ("attention", "mlp", "head") for site in parts.site]]
+    parts = trace.loc[trace.intervention == intervention]
+    parts = parts.loc[[kind_of(site) in ("attention", "mlp", "head") for site in parts.site]]
     if parts.empty:
         return Fork("candidates", question, "not measured", needed, share, "no part of a layer was traced",
                     remedy="add layers.*.self_attn and layers.*.mlp to trace.sites")  # fmt: skip
-    good = parts[_significant(parts, false_discovery) & (parts.capability / gain >= share)]
+    good = parts.loc[_significant(parts, false_discovery) & (parts.capability / gain >= share)]
     layers = [layer_of(site) for site in good.site]
     several = sorted({layer for layer in layers if layer is not None and layers.count(layer) > 1})
     figures = {"parts": len(parts), "candidates": len(good), "layers": len(several)}
@@ -168,7 +168,7 @@ def _gain(trace: pd.DataFrame | None, intervention: str) -> tuple[float | None, 
     return float(whole.iloc[0]), ("", {}, "")
 
 
-def _significant(rows: pd.DataFrame, false_discovery: float) -> "pd.Series[bool]":
+def _significant(rows: pd.DataFrame, false_discovery: float) -> pd.Series:
     """Effects above nothing, at this rate of false discoveries over the sites of the intervention."""
     return (rows.capability > 0) & (rows.capability_q <= false_discovery)
 

@@ -154,8 +154,9 @@ def main(
     texts = [row["prompt"] + row["answer"] for row in read_jsonl(capability)]
     made = {}
     for donor in sorted(path.name for path in bridges.iterdir() if path.is_dir()):
-        traced, places = trace / f"{donor}.parquet", (models / "target", models / donor)
-        found = coverage(*map(load_tokenizer, places), texts) if all(place.is_dir() for place in places) else None
+        traced, target, giving = trace / f"{donor}.parquet", models / "target", models / donor
+        there = target.is_dir() and giving.is_dir()
+        found = coverage(load_tokenizer(target), load_tokenizer(giving), texts) if there else None
         evidence = pd.read_parquet(traced) if traced.is_file() else None
         made[donor] = plan(settings, donor, read_json(bridges / donor / "alignment.json"), evidence, found)
         print(f"{donor}: {METHODS[made[donor]['recommendation']['method']]}")

@@ -173,7 +173,7 @@ def test_a_donor_without_a_gain_has_no_sites_and_nothing_is_divided_by_it(whole)
 @pytest.mark.parametrize("missing", ["capability_q", "donor", "states"])
 def test_a_trace_without_tests_or_rows_is_not_measured(missing):
     whole = trace([9.9])
-    less = whole.drop(columns=missing) if missing in whole else whole[whole.intervention != missing]
+    less = whole.drop(columns=missing) if missing in whole else whole.loc[whole.intervention != missing]
     found = forks.high_impact(less, 0.95, 0.05)
     assert (found.answer, found.remedy) == ("not measured", "run trace again")
 

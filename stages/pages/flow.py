@@ -28,7 +28,7 @@ def _flow(donor: str, made: Mapping[str, Any], methods: Mapping[str, str]) -> Vi
         leads = set(step["exits"].values())
         aside = next(iter(leads & detours), step["exits"]["yes"])
         (onward,) = leads - {aside}
-        ways = {to: _way(step, to) | {"to": methods.get(to)} for to in leads}
+        ways: dict[str, View] = {to: _way(step, to) | {"to": methods.get(to)} for to in leads}
         if aside in detours:
             ways[aside]["detour"] = _fork(steps[aside])
             ways[onward] |= {"taken": ways[onward]["taken"] or steps[aside]["reached"]}
