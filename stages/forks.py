@@ -84,7 +84,8 @@ def high_impact(trace: pd.DataFrame | None, share: float, false_discovery: float
         return Fork("sites", question, "no", needed, share, _no_gain(gain), {"gain": gain})
     states = trace[trace.intervention == "states"].assign(share=lambda t: t.capability / gain)
     enough = states[(states.share >= share) & _significant(states, false_discovery)]
-    best = (enough if len(enough) else states.nlargest(1, "share")).nsmallest(1, "retention").iloc[0]
+    some = enough if len(enough) else states.sort_values("share", ascending=False, kind="stable").head(1)
+    best = some.sort_values("retention", kind="stable").iloc[0]
     figures = {"gain": gain, "layer": int(best.layer), "share": float(best.share), "kl": float(best.retention)}
     figures |= {"q": _finite(best.capability_q), "layers": len(enough), "prompts": int(best.prompts)}
     told = f"layer {int(best.layer)}: {best.share:.1%} of the gain (n = {int(best.prompts)}), {_q(best)}"
