@@ -10,6 +10,19 @@ import pyarrow as pa
 import pyarrow.parquet
 import yaml
 
+from stages import plan
+from stages.settings import parse
+
+TRAINING = {
+    "steps": 80,
+    "prompts": 320,
+    "batch": 24,
+    "texts": 3,
+    "positions": 96,
+    "learning_rate": 0.01,
+    "divergence": 2,
+}
+PLAN = parse({"training": TRAINING, "bridging": TRAINING}, "plan", plan.Plan)
 PARAMS = {
     "adopt": {
         "sibling": {"trained": "sibling"},
@@ -238,12 +251,11 @@ def experiment(root: Path, models: dict[str, str] | None = None, **changes: obje
             {"curve": [s | {"loss": s["cross_entropy"] + s["kl"]} for s in steps]},
             root / "gates" / variant / "training.json",
         )
-    _json({"path": [{"question": "Do donor and target share a width?", "figure": "576 and 576", "threshold": "equal",
-                     "answer": "yes"},
-                    {"question": "Where does exchanging states carry the capability?", "figure": "0.97 at block 26",
-                     "threshold": "≥ 0.9", "answer": "block 26"}],
-           "recommendation": {"sibling": {"recipe": "inject", "layer": 26, "gate": "token", "mix": "delta"}}},
-          root / "plan" / "plan.json")  # fmt: skip
+    plans = {}
+    for donor, evidence in (("sibling", trace()), ("calculator", None)):
+        rows = json.loads((root / "bridges" / donor / "alignment.json").read_text())
+        plans[donor] = plan.plan(PLAN, donor, rows, evidence, None)
+    _json({"donors": plans, "methods": plan.METHODS}, root / "plan" / "plan.json")
     return root
 
 

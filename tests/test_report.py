@@ -164,10 +164,13 @@ def test_hostile_names_and_values_are_inert(browser, tmp_path):
     changed = {"closed_gate": "x" * 120, "blade": next(iter(inject)), "bridged_blade": list(inject)[1]}
     inject["x" * 120] = {"donor": "sibling", "control_for": next(iter(inject))}
     root = experiment(tmp_path, changed, inject=inject)
-    plan = {
-        "path": [{"question": HOSTILE, "figure": 3, "threshold": None, "answer": HOSTILE}],
-        "recommendation": HOSTILE,
-    }
+    plan = json.loads((root / "plan" / "plan.json").read_text())
+    sibling = plan["donors"].pop("sibling")
+    for step in sibling["path"]:
+        step |= dict.fromkeys(("question", "answer", "figure", "needed", "remedy"), HOSTILE)
+    sibling["recommendation"] |= {"note": HOSTILE, "recipe": {HOSTILE: HOSTILE}}
+    plan["donors"][HOSTILE] = sibling
+    plan["methods"] = dict.fromkeys(plan["methods"], HOSTILE)
     (root / "plan" / "plan.json").write_text(json.dumps(plan))
     source = root / "models" / "target" / "source.json"
     source.write_text(json.dumps({"source": HOSTILE, "revision": None, "files": {HOSTILE: HOSTILE}}))

@@ -44,7 +44,7 @@ PARAMS: dict[str, Any] = {
     "analyze": {"prompts": 3, "texts": 2},
     "align": {"target_layers": [2]},
     "trace": {"prompts": 6, "texts": 3, "text_tokens": 8, "resamples": 100},
-    "plan": {"aligned_cosine": 0.9, "share_of_gain": 0.95},
+    "plan": {"training": TRAINING, "bridging": TRAINING},
     "inject": {
         "blade": {
             "donor": "sibling", "layer": 2, "donor_layer": 2, "gate": "token", "alpha": 1.0, "training": TRAINING,
@@ -57,6 +57,7 @@ PARAMS: dict[str, Any] = {
             "control_for": "blade", "donor": "sibling", "layer": 2, "donor_layer": 2, "gate": "closed",
         },
     },
+    "auto": {"chosen_blade": {"donor": "sibling", "strategy": "auto", "alpha": 0.9}},
     "transplant": {"transplant": {"donor": "sibling", "select": "evidence", "blocks": 2, "strength": 0.8}},
     "evaluate": {"budget": 4096},
     "uncertainty": {"bins": 4, "resamples": 100},

@@ -45,6 +45,8 @@ class Evidence:
     """Donor → quality of its bridges."""
     curves: Mapping[str, list[dict[str, float]]]
     """Variant → training curve of its gate."""
+    built: Mapping[str, Mapping[str, Any]]
+    """Variant → the section that its gate was trained for."""
     plan: Mapping[str, Any]
     sources: Mapping[str, Mapping[str, Any]]
     """Model → source.json."""
@@ -67,6 +69,7 @@ def gather(places: Places, roles: Roles) -> Evidence:
         agreement=_found(places.trace, donors, "{}.parquet", lambda path: read_note(path, "agreement")),
         bridges=_found(places.bridges, donors, "{}/alignment.json", read_json),
         curves={name: found["curve"] for name, found in curves.items() if found.get("curve")},
+        built={name: found["recipe"] for name, found in curves.items() if found.get("recipe")},
         plan=read_json(places.plan) if places.plan.is_file() else {},
         sources=_found(places.models, everyone, "{}/source.json", read_json),
         trained={donor: trained[name] for donor, name in as_trained.items() if name in trained},

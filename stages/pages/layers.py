@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from stages.pages.plots import DASHES, LINES, Plot, among, dash, numbers, plot
+from stages.pages.plots import LINES, Plot, among, numbers, plot
 
 _TRACE = {
     "match": (

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from stages.pages import causal, charts, layers, views, words
 from stages.pages.catalog import catalog
 from stages.pages.evidence import Evidence
+from stages.pages.flow import flows
 from stages.pages.plots import Plot
 from stages.pages.roles import Roles
 
@@ -56,7 +57,7 @@ def render(summary: Mapping[str, Any], roles: Roles, evidence: Evidence, setting
         finding=words.finding(summary, roles),
         others=words.others(summary, roles),
         groups=views.groups(summary, roles),
-        plan=views.plan(evidence.plan),
+        plan=flows(evidence.plan),
         uncertainty=evidence.uncertainty,
         sources=views.sources(roles, evidence),
         recipes=views.recipes(roles, evidence),

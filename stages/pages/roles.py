@@ -19,6 +19,8 @@ class Role(pydantic.BaseModel):
 
     donor: str | None = None
     control_for: str | None = None
+    strategy: str | None = None
+    """`auto` where the plan is followed."""
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -29,6 +31,7 @@ class Role(pydantic.BaseModel):
 class _Sections(pydantic.BaseModel):
     adopt: dict[str, dict[str, Any]] = {}
     inject: dict[str, Role] = {}
+    auto: dict[str, Role] = {}
     transplant: dict[str, Role] = {}
 
 
@@ -47,7 +50,7 @@ class Roles:
 
 
 def read_roles(params: Path) -> Roles:
-    """The roles that params.yaml gives in `adopt`, `inject` and `transplant`; a missing section has nobody.
+    """The roles that params.yaml gives in `adopt`, `inject`, `auto` and `transplant`; a missing section has nobody.
 
     Raises BadInput when a variant's donor or the variant that it controls does not exist.
     """
@@ -56,9 +59,15 @@ def read_roles(params: Path) -> Roles:
     found = yaml.safe_load(params.read_text())
     whole = {key: value for key, value in (found or {}).items() if value is not None}
     sections = parse({key: whole[key] for key in _Sections.model_fields if key in whole}, str(params), _Sections)
-    for name in sections.inject.keys() & sections.transplant.keys():
-        raise BadInput(f"inject and transplant both have a variant {name!r}, expected one of them; rename the other.")
-    named = sections.inject | sections.transplant
+    named: dict[str, Role] = {}
+    home: dict[str, str] = {}
+    for section in ("inject", "auto", "transplant"):
+        for name, role in getattr(sections, section).items():
+            if name in named:
+                raise BadInput(f"{home[name]} and {section} both have a variant {name!r}, expected one of them; "
+                               "rename the other.")  # fmt: skip
+            named[name] = role.model_copy(update={"strategy": "auto"}) if section == "auto" else role
+            home[name] = section
     for name, role in named.items():
         if role.donor is not None and role.donor not in sections.adopt:
             raise BadInput(

@@ -1,11 +1,11 @@
 """Figures and evidence in the order and grouping in which the page shows them."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from stages.pages.evidence import Evidence
 from stages.pages.roles import Roles, models
+from stages.pages.words import line
 
 View = dict[str, Any]
 
@@ -61,43 +61,27 @@ def counts(summary: Mapping[str, Any]) -> View:
     return {"n": n, "basis": f"{asked}, {n['retention']:,} questions and {n['perplexity']:,} texts of other things."}
 
 
-def plan(found: Mapping[str, Any]) -> View:
-    """The plan's steps and its recommendation as (key, value) pairs of text."""
-    keys = ("question", "answer", "figure", "threshold")
-    recommendation = found.get("recommendation") or {}
-    if not isinstance(recommendation, Mapping):
-        recommendation = {"recommendation": recommendation}
-    return {
-        "path": [{key: text(step.get(key, "")) for key in keys} for step in found.get("path") or ()],
-        "recommendation": [(key.replace("_", " "), text(value)) for key, value in recommendation.items()],
-    }
-
-
 def recipes(roles: Roles, evidence: Evidence) -> list[View]:
-    """How each donor was trained, unless its weights were drawn anew, and what params.yaml says of each variant."""
+    """How each donor was trained, unless its weights were drawn anew, and what params.yaml says of each variant.
+
+    Of a variant that follows the plan also the layers and parts that this came to.
+    """
     rows = []
     for name, adoption in roles.donors.items():
         learned = {} if adoption.get("null_seed") is not None else evidence.trained.get(name, {}).get("recipe") or {}
         rows.append({"name": name, "donor": None, "recipe": {**adoption, **learned}})
-    rows += [{"name": name, "donor": role.donor, "recipe": role.recipe} for name, role in roles.variants.items()]
-    return [row | {"recipe": text(row["recipe"])} for row in rows]
+    for name, role in roles.variants.items():
+        kept = ("layer", "donor_layer", "gate", "bridge", "mix") if role.strategy else ()
+        followed = {key: value for key, value in evidence.built.get(name, {}).items() if key in kept}
+        followed |= {"strategy": role.strategy} if role.strategy else {}
+        rows.append({"name": name, "donor": role.donor, "recipe": {**followed, **role.recipe}})
+    return [row | {"recipe": line(row["recipe"])} for row in rows]
 
 
 def sources(roles: Roles, evidence: Evidence) -> list[View]:
     """Where each model came from, and its files by hash."""
     return [
-        {"name": name, "source": text(found.get("source", "")), "revision": text(found.get("revision") or "–"),
+        {"name": name, "source": line(found.get("source", "")), "revision": line(found.get("revision") or "–"),
          "files": sorted((found.get("files") or {}).items())}
         for name, found in evidence.sources.items()
     ]  # fmt: skip
-
-
-def text(value: Any) -> str:
-    """A value of params.yaml or JSON as a line for the reader."""
-    if isinstance(value, Mapping):
-        return " · ".join(
-            f"{key} ({text(v)})" if isinstance(v, Mapping) else f"{key} {text(v)}" for key, v in value.items()
-        )
-    if isinstance(value, list):
-        return ", ".join(text(each) for each in value)
-    return value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else json.dumps(value)

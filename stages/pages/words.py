@@ -1,5 +1,6 @@
 """Figures as text, the same in the page and in the Markdown summary."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -118,3 +119,14 @@ def inert(text: str) -> str:
     """`text` on one line, with everything that Markdown or HTML could act on escaped."""
     kept = "".join(f"\\{c}" if c in "\\`*_[]()#|!~" else c for c in " ".join(str(text).split()))
     return kept.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def line(value: Any) -> str:
+    """A value of params.yaml or JSON as a line for the reader."""
+    if isinstance(value, Mapping):
+        return " · ".join(
+            f"{key} ({line(v)})" if isinstance(v, Mapping) else f"{key} {line(v)}" for key, v in value.items()
+        )
+    if isinstance(value, list):
+        return ", ".join(line(each) for each in value)
+    return value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else json.dumps(value)

@@ -9,7 +9,7 @@ import pytest
 import toy
 import yaml
 
-from stages import analyze, capture, evaluate, fetch, inject, report, train_gates, transplant
+from stages import analyze, capture, choose, evaluate, fetch, inject, report, train_gates, transplant
 from stages.command import run
 
 pytestmark = pytest.mark.timeout(900)  # the first test may wait for the whole pipeline
@@ -81,6 +81,14 @@ def test_a_misspelt_key_inside_training(refused, variant):
 
 def test_a_variant_that_is_not_in_the_parameters(refused, variant):
     assert "lacks 'balde'; did you mean 'blade'?" in refused(train_gates.main, **variant() | {"variant": "balde"})
+
+
+def test_a_variant_that_follows_the_plan_of_a_donor_without_one(refused, built, tmp_path):
+    toy.configure(tmp_path, {"auto.chosen_blade.donor": "sibilng"})
+    plan = built.root / "data" / "plan" / "plan.json"
+    options = {"plan": plan, "out": tmp_path / "out", "params": tmp_path / "params.yaml"}
+    sentence = refused(choose.main, variant="chosen_blade", **options)
+    assert sentence.endswith("name it under evidence.aligned, or did you mean 'sibling'?")
 
 
 def test_a_gate_trained_for_another_recipe(refused, variant, built):

@@ -16,6 +16,8 @@ import toy
 from flows.dag import read_dag
 from flows.outcome import StageFailed
 from flows.runner import run
+from stages.recipes.blade import BladeRecipe
+from stages.storage import read_json
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the whole pipeline
 
@@ -41,14 +43,14 @@ def test_every_stage_runs_and_the_report_is_there(built):
     assert page.lstrip().lower().startswith("<!doctype html>")
     summary = json.loads((built.root / "data" / "report" / "summary.json").read_text())
     assert list(summary["donors"]) == ["calculator", "sibling"]
-    assert set(summary["variants"]) == {"blade", "bridged_blade", "closed_gate", "transplant"}
+    assert set(summary["variants"]) == {"blade", "bridged_blade", "chosen_blade", "closed_gate", "transplant"}
     for entry in (summary["target"], *summary["donors"].values(), *summary["variants"].values()):
         for figure in ("capability", "recovery", "retention", "perplexity_ratio", "kl_to_target"):
             if entry[figure] is None:
                 assert entry["undefined"][figure]
             else:
                 assert entry[figure].keys() == {"value", "low", "high", "n"}
-    for name in ("target", "blade", "bridged_blade", "closed_gate", "transplant"):
+    for name in ("target", "blade", "bridged_blade", "chosen_blade", "closed_gate", "transplant"):
         entry = summary["variants"].get(name) or summary["target"]
         assert (entry["capability"]["n"], entry["retention"]["n"]) == (20, 12)
         assert name == "target" or entry["kl_to_target"]["value"] >= 0
@@ -84,6 +86,7 @@ def test_a_comment_in_uncertainty_reruns_uncertainty_and_nothing_after_it(reposi
         "uncertainty_inject@blade",
         "uncertainty_inject@bridged_blade",
         "uncertainty_inject@closed_gate",
+        "uncertainty_auto@chosen_blade",
         "uncertainty_transplant@transplant",
     }
     assert outputs(repository) == before
@@ -99,6 +102,41 @@ def test_a_gate_option_reruns_its_variant_and_the_report_and_nothing_else(reposi
 
     toy.configure(repository)
     assert not outcomes(repository)["ran"]  # DVC has not forgotten what alpha: 1.0 gave
+
+
+CHOSEN = {f"{stage}_auto@chosen_blade" for stage in ("train_gates", "inject", "evaluate", "uncertainty")}
+
+
+def test_a_variant_that_follows_the_plan_is_what_the_plan_recommends(built):
+    data = built.root / "data"
+    planned = read_json(data / "plan" / "plan.json")["donors"]["sibling"]["recommendation"]["recipe"]
+    assert read_json(data / "gates" / "chosen_blade" / "training.json")["recipe"] == (
+        BladeRecipe.model_validate(planned | {"alpha": 0.9}).model_dump()
+    )
+    graft = read_json(data / "grafts" / "chosen_blade" / "config.json")
+    assert (graft["layer"], graft["alpha"]) == (planned["layer"], 0.9)
+    page = (data / "report" / "index.html").read_text()
+    assert f"layer {planned['layer']}" in page
+    assert "strategy auto" in page
+
+
+def test_a_plan_that_recommends_the_same_rebuilds_nothing_and_another_only_what_follows_it(repository, quickly):
+    toy.configure(repository, {"plan.bridged_r2": 0.49})
+    assert outcomes(repository)["ran"] == {"plan", "choose@chosen_blade", "report"}
+
+    shorter = toy.TRAINING | {"steps": 1}
+    toy.configure(repository, {"plan.training": shorter, "plan.bridging": shorter})
+    assert outcomes(repository)["ran"] == {"plan", "choose@chosen_blade", "report", *CHOSEN}
+    trained = read_json(repository / "data" / "gates" / "chosen_blade" / "training.json")
+    assert trained["recipe"]["training"]["steps"] == len(trained["curve"]) == 1
+
+
+def test_no_variant_has_to_follow_the_plan(repository, quickly):
+    toy.configure(repository, {"auto": None, "plan.bridged_r2": 0.49})
+    with (repository / "params.yaml").open("a") as file:
+        file.write("auto: {}\n")
+    assert outcomes(repository)["ran"] == {"plan", "report"}
+    assert "chosen_blade" not in read_json(repository / "data" / "report" / "summary.json")["variants"]
 
 
 def test_a_misspelt_key_is_named_and_costs_nothing(repository):
