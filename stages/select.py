@@ -38,16 +38,19 @@ class Select(Settings):
     """Pieces of text a step, of two texts in three."""
     piece: int = pydantic.Field(default=24, gt=1)
     """Tokens predicted in a piece."""
+    channels: int | None = pydantic.Field(default=64, gt=0)
+    """Channels of a part with a strength of its own (a head where heads are as wide, or neurons); null: whole modules.
+    """
     start: float = pydantic.Field(default=0.5, gt=0, le=1)
-    """The strength of every module at first."""
+    """The strength of every part at first."""
     prices: tuple[float, float] = (0.1, 10.0)
     """Nats of the answers' cross-entropy that a nat of divergence counts as much as, at the first step and the last."""
     rate: float = pydantic.Field(default=0.06, gt=0)
     """How far a strength moves in a step, about."""
     points: int = pydantic.Field(default=5, gt=1)
-    """Selections along the descent that are shown, with a strength for each module."""
+    """Selections along the descent that are shown, with a strength for each part."""
     sizes: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
-    """Shares of the modules in the selections with one strength for all."""
+    """Shares of the parts in the selections with one strength for all."""
     strength: float = pydantic.Field(default=0.8, gt=0, le=1)
     """That strength."""
     draws: int = pydantic.Field(default=1, gt=0)
@@ -72,11 +75,11 @@ class Selection:
     """Strengths to be judged."""
 
     method: str
-    """`strengths`: each module's own; `subset`: some modules at one strength, those that the descent kept longest and
+    """`strengths`: each part's own; `subset`: some parts at one strength, those that the descent kept longest and
     strongest; `gain` and `gain over harm`: those that lead by the slopes at its beginning; `random strengths` and
-    `random subset`: the same dealt out blindly; `all` modules at one strength; `target` and `donor`."""
+    `random subset`: the same dealt out blindly; `all` parts at one strength; `target` and `donor`."""
     strengths: torch.Tensor
-    """[modules]"""
+    """[parts]"""
     passes: int
     """Forward passes that finding it took, over a batch of a step's answers and texts."""
     seed: int | None = None
@@ -84,16 +87,16 @@ class Selection:
 
 
 def selections(settings: Select, found: Sequence[Found], sizes: torch.Tensor) -> Iterator[Selection]:
-    """Everything that is judged, from the steps of one descent; `sizes` [modules] are the modules' parameters."""
+    """Everything that is judged, from the steps of one descent; `sizes` [parts] are the parts' parameters."""
     count, last = len(sizes), len(found) - 1
     whole = STEP * len(found)
-    for point in range(settings.points):
-        step = round(last * (point + 1) / settings.points)
+    for number in range(1, settings.points + 1):
+        step = round(last * number / settings.points)
         before = max(0, step - max(1, len(found) // 10))
         strengths = torch.stack([each.strengths for each in found[before : step + 1]]).mean(0)
         yield Selection("strengths", strengths, STEP * (step + 1))
         for seed in range(settings.draws):
-            yield Selection("random strengths", dealt(strengths, sizes, f"{settings.seed} {point} {seed}"), 0, seed)
+            yield Selection("random strengths", dealt(strengths, sizes, f"{settings.seed} {number} {seed}"), 0, seed)
     early = found[: max(1, len(found) // 5)]
     gain, harm = (sum(getattr(each, name) for each in early) / len(early) for name in ("gain", "harm"))
     orders = {
@@ -111,14 +114,6 @@ def selections(settings: Select, found: Sequence[Found], sizes: torch.Tensor) ->
                 yield Selection("random subset", dealt(strengths, sizes, f"{settings.seed} {size} {seed}"), 0, seed)
     for method, strength in (("target", 0.0), ("all", settings.strength), ("donor", 1.0)):
         yield Selection(method, torch.full((count,), strength), 0)
-
-
-def elimination_passes(modules: int, kept: int, dropped: int = 14) -> int:
-    """Forward passes of plain backward elimination from all modules down to `kept`, `dropped` modules a round.
-
-    Each round passes once without each module that is still in, and drops those that cost least.
-    """
-    return sum(range(modules, kept, -dropped))
 
 
 def judged(mixture: Mixture, judge: Judge, selection: Selection, draws: dict[str, Draws]) -> dict[str, Any]:
@@ -141,7 +136,7 @@ def judged(mixture: Mixture, judge: Judge, selection: Selection, draws: dict[str
         "method": selection.method,
         "seed": selection.seed,
         "size": int((strengths > 0).sum()),
-        "parameters": float((mixture.sizes * (strengths > 0)).sum() / mixture.sizes.sum()),
+        "parameters": int(mixture.sizes[strengths > 0].sum()),
         "strength": float(strengths.sum() / max(1, int((strengths > 0).sum()))),
         "passes": selection.passes,
         "prompts": len(outcome.match),
@@ -190,7 +185,7 @@ def main(
             "ask for more under prompts."
         )
     half = len(encoded) // 2
-    seen, unseen = ([each for i, each in enumerate(ids) if (i % 3 == 0) == checked] for checked in (False, True))
+    seen, unseen = ([each for i, each in enumerate(ids) if (i % 3 == 0) == held] for held in (False, True))
     check = pieces(unseen, settings.piece)
     random.Random(f"pieces {settings.seed}").shuffle(check)
     ours, theirs = load(target), load(donor)
@@ -202,25 +197,25 @@ def main(
     how = Descent(settings.steps, settings.prompts, settings.texts, settings.start, settings.prices, settings.rate,
                   settings.seed)  # fmt: skip
     bootstrap = Bootstrap(settings.resamples, seed=settings.seed)
-    draws = {
-        "prompts": draw(range(len(encoded[half : half + settings.check_prompts])), bootstrap),
-        "texts": draw(range(len(judge.tokens)), bootstrap),
-    }
-    with mixing(ours, theirs) as mixture:
+    checked = {"prompts": len(encoded[half : half + settings.check_prompts]), "texts": len(judge.tokens)}
+    draws = {name: draw(range(count), bootstrap) for name, count in checked.items()}
+    with mixing(ours, theirs, settings.channels) as mixture:
         if not mixture.names:
             raise BadInput(f"Expected a donor that differs from the target, got the same weights in {donor}.")
         found = descend(mixture, encoded[:half], pieces(seen, settings.piece), how)
-        tried = list(selections(settings, found, mixture.sizes))
+        names, tried = mixture.names, list(selections(settings, found, mixture.sizes))
         frontier = [{"id": number} | judged(mixture, judge, each, draws) for number, each in enumerate(tried)]
-    names = mixture.names
     with new_directory(out) as directory:
         pd.DataFrame(frontier).astype({"seed": "Int64"}).to_parquet(directory / "frontier.parquet", index=False)
         write_json(directory / "strengths.json", [named(each.strengths, names) for each in tried])
-        write_json(directory / "descent.json", {"modules": len(names), "steps": [told(each) for each in found]})
+        write_json(
+            directory / "descent.json",
+            {"channels": settings.channels, "parts": len(names), "steps": [told(each) for each in found]},
+        )
     best = point(pd.DataFrame(frontier), RATIO)
     print(
-        f"{len(tried)} selections among {len(names)} modules; within a ratio of {RATIO}: {best['method']}, "
-        f"{best['size']} modules, {best['match']:.0%} right, ratio {math.exp(best['divergence']):.3f}"
+        f"{len(tried)} selections among {len(names)} parts; within a ratio of {RATIO}: {best['method']}, "
+        f"{best['size']} parts, {best['match']:.0%} right, ratio {math.exp(best['divergence']):.3f}"
     )
 
 

@@ -23,7 +23,8 @@ def main(
     """
     recipe = read(params, f"transplant.{variant}", WeightsRecipe)
     receiving = load(target, device="cpu")
-    mixture = Mixture(receiving, load(donor, device="cpu"))
+    channels = None if recipe.select == "modules" else read_json(selection / "descent.json")["channels"]
+    mixture = Mixture(receiving, load(donor, device="cpu"), channels)
     sizes = dict(zip(mixture.names, mixture.sizes.tolist(), strict=True))
     frontier, strengths = read_table(selection / "frontier.parquet"), read_json(selection / "strengths.json")
     taken, row = chosen(recipe, sizes, frontier, strengths)
@@ -32,7 +33,7 @@ def main(
         receiving.to(torch.bfloat16).save_pretrained(directory)
         load_tokenizer(target).save_pretrained(directory)
         write_json(directory / "transplant.json", {"donor": recipe.donor, "strengths": taken, "point": row})
-    print(f"{len(taken)} of {len(sizes)} modules at a mean strength of {sum(taken.values()) / max(1, len(taken)):.2f}")
+    print(f"{len(taken)} of {len(sizes)} parts at a mean strength of {sum(taken.values()) / max(1, len(taken)):.2f}")
 
 
 if __name__ == "__main__":

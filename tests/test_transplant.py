@@ -103,6 +103,7 @@ def selected(root, names: list[str], strength: float):
     """A selection with one point: these modules at one strength."""
     frontier(("strengths", -1.0, 0.01)).to_parquet(root / "frontier.parquet")
     (root / "strengths.json").write_text(json.dumps([dict.fromkeys(names, strength)]))
+    (root / "descent.json").write_text('{"channels": null}')
     (root / "params.yaml").write_text(
         "transplant: {w: {donor: d, select: frontier}, r: {donor: d, control_for: w, select: random}}"
     )

@@ -42,7 +42,10 @@ PARAMS: dict[str, Any] = {
     },
     "capture": {"prompts": 12, "texts": 3},
     "align": {"target_layers": [2]},
-    "select": {"steps": 3, "prompts": 4, "texts": 2, "piece": 8, "points": 2, "sizes": [0.5], "check_prompts": 3, "check_texts": 3, "resamples": 100},
+    "select": {
+        "steps": 3, "prompts": 4, "texts": 2, "piece": 8, "points": 2, "sizes": [0.5], "channels": 8,
+        "check_prompts": 3, "check_texts": 3, "resamples": 100,
+    },
     "trace": {"prompts": 6, "texts": 3, "text_tokens": 8, "resamples": 100},
     "plan": {"aligned_cosine": 0.9, "share_of_gain": 0.95},
     "inject": {

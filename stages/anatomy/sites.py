@@ -46,6 +46,17 @@ def sites_of(model: PreTrainedModel) -> dict[str, Place]:
     return found
 
 
+def writers(model: PreTrainedModel) -> list[nn.Module]:
+    """The matrices that write into the residual stream: the last of each attention and of each plain MLP."""
+    found = []
+    for block in blocks(model):
+        for part, last in ((attention_of(block), _ATTENTION_OUTPUT), (mlp_output_of(block), _MLP_OUTPUT)):
+            module = part and (_child(part, last) or part)
+            if isinstance(module, nn.Linear | Conv1D):
+                found.append(module)
+    return found
+
+
 def _heads(attention: nn.Module, count: int | None) -> Iterator[tuple[str, Place]]:
     """Each head's part of the output projection's input; nothing when no projection is known or heads are uneven."""
     projection = _child(attention, _ATTENTION_OUTPUT)

@@ -25,6 +25,7 @@ class Places:
     plan: Path
     models: Path
     donors: Path
+    selection: Path
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Evidence:
     """Donor → causal effects by layer."""
     bridges: Mapping[str, list[dict[str, Any]]]
     """Donor → quality of its bridges."""
+    selection: Mapping[str, pd.DataFrame]
+    """Donor → the frontier of selections among its modules."""
     curves: Mapping[str, list[dict[str, float]]]
     """Variant → training curve of its gate."""
     plan: Mapping[str, Any]
@@ -63,6 +66,7 @@ def gather(places: Places, roles: Roles) -> Evidence:
         catalog=_found(places.catalog, donors, "{}.parquet", read_table),
         trace=_found(places.trace, donors, "{}.parquet", read_table),
         bridges=_found(places.bridges, donors, "{}/alignment.json", read_json),
+        selection=_found(places.selection, donors, "{}/frontier.parquet", read_table),
         curves={name: found["curve"] for name, found in curves.items() if found.get("curve")},
         plan=read_json(places.plan) if places.plan.is_file() else {},
         sources=_found(places.models, everyone, "{}/source.json", read_json),

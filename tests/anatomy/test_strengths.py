@@ -23,8 +23,9 @@ def loss_of(model) -> float:
         return float(told(logits_at(model, BATCH.ids, BATCH.row, BATCH.column)))
 
 
+@pytest.mark.parametrize("channels", [None, 12])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_slopes_are_finite_differences(family):
+def test_slopes_are_finite_differences(family, channels):
     smooth = {"activation_function": "gelu"} if family == "opt" else {}
     target, donor = (tiny(family, seed=seed, **smooth) for seed in (0, 1))
     noise = 5e-4
@@ -32,12 +33,12 @@ def test_slopes_are_finite_differences(family):
         noise = 5e-3
     else:
         target.double(), donor.double()
-    with mixing(target, donor) as mixture:
+    with mixing(target, donor, channels) as mixture:
         here = torch.linspace(0.05, 0.95, len(mixture.names), dtype=torch.float64)
         mixture.set(here)
         value, slopes = mixture.slopes(BATCH, told)
         assert value == pytest.approx(loss_of(target), abs=1e-5)
-        for index in range(0, len(here), 5):
+        for index in range(0, len(here), 5 if channels is None else 17):
             near = []
             for step in (2e-4, -2e-4):
                 mixture.set(here.index_add(0, torch.tensor([index]), torch.tensor([step], dtype=torch.float64)))
@@ -46,10 +47,11 @@ def test_slopes_are_finite_differences(family):
             assert float(slopes[index]) == pytest.approx(slope, rel=0.01, abs=noise), mixture.names[index]
 
 
+@pytest.mark.parametrize("channels", [None, 12])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
-def test_whole_strength_is_the_donor_s_blocks_and_none_the_target_s(family):
+def test_whole_strength_is_the_donor_s_blocks_and_none_the_target_s(family, channels):
     target, donor, before = tiny(family), tiny(family, seed=1), tiny(family).state_dict()
-    with pytest.raises(KeyError), mixing(target, donor) as mixture:
+    with pytest.raises(KeyError), mixing(target, donor, channels) as mixture:
         ones = torch.ones(len(mixture.names))
         mixture.set(0.3 * ones)
         mixture.set(ones)
@@ -72,6 +74,23 @@ def test_only_modules_that_differ_are_mixed():
     with mixing(target, donor) as mixture:
         assert mixture.names == ["layers.1.mlp.up_proj", "layers.2.input_layernorm", "layers.3.self_attn.q_proj"]
         assert mixture.sizes.tolist() == [64 * 32, 32, 32 * 32]
+
+
+def test_parts_are_heads_and_neurons_and_nothing_else_moves():
+    target, donor, before = tiny("llama"), tiny("llama", seed=1), tiny("llama").state_dict()
+    with mixing(target, donor, channels=8) as mixture:
+        assert sum(name.startswith("layers.0.self_attn.q_proj[") for name in mixture.names) == 4, "heads of 8 channels"
+        strengths = torch.zeros(len(mixture.names))
+        for name in ("layers.1.self_attn.o_proj[8:16]", "layers.2.mlp.up_proj[56:64]"):
+            strengths[mixture.names.index(name)] = 1.0
+            assert mixture.sizes[mixture.names.index(name)] == 8 * 32
+        mixture.set(strengths)
+        expected = {name: value.clone() for name, value in before.items()}
+        given = donor.state_dict()
+        columns, rows = "model.layers.1.self_attn.o_proj.weight", "model.layers.2.mlp.up_proj.weight"
+        expected[columns][:, 8:16] = given[columns][:, 8:16]
+        expected[rows][56:64] = given[rows][56:64]
+        assert all(torch.equal(value, expected[name]) for name, value in target.state_dict().items())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
