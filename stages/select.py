@@ -30,7 +30,7 @@ _BUDGET = 512  # padded tokens a pass that only reads
 class Select(Settings):
     """What strengths are found with, what they are checked with, and which selections are shown."""
 
-    steps: int = pydantic.Field(default=20, gt=1)
+    steps: int = pydantic.Field(default=26, gt=1)
     """Of the descent, each a forward and a backward pass over its batch."""
     prompts: int = pydantic.Field(default=12, gt=0)
     """Answers a step, of the first half of the capability's items."""
@@ -43,13 +43,13 @@ class Select(Settings):
     """
     start: float = pydantic.Field(default=0.5, gt=0, le=1)
     """The strength of every part at first."""
-    prices: tuple[float, float] = (0.1, 10.0)
+    prices: tuple[float, float] = (1.0, 60.0)
     """Nats of the answers' cross-entropy that a nat of divergence counts as much as, at the first step and the last."""
     rate: float = pydantic.Field(default=0.06, gt=0)
     """How far a strength moves in a step, about."""
     points: int = pydantic.Field(default=5, gt=1)
     """Selections along the descent that are shown, with a strength for each part."""
-    sizes: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+    sizes: tuple[float, ...] = (0.4, 0.7)
     """Shares of the parts in the selections with one strength for all."""
     strength: float = pydantic.Field(default=0.8, gt=0, le=1)
     """That strength."""
