@@ -98,9 +98,9 @@ def selections(settings: Select, found: Sequence[Found], sizes: torch.Tensor) ->
         for seed in range(settings.draws):
             yield Selection("random strengths", dealt(strengths, sizes, f"{settings.seed} {number} {seed}"), 0, seed)
     early = found[: max(1, len(found) // 5)]
-    gain, harm = (sum(getattr(each, name) for each in early) / len(early) for name in ("gain", "harm"))
+    gain, harm = (torch.stack([getattr(each, name) for each in early]).mean(0) for name in ("gain", "harm"))
     orders = {
-        "subset": (sum(each.strengths.double() for each in found), whole),
+        "subset": (torch.stack([each.strengths for each in found]).mean(0), whole),
         "gain": (gain, STEP * len(early)),
         "gain over harm": (gain / harm.clamp(min=1e-3 * float(harm.abs().max())), STEP * len(early)),
     }
@@ -131,7 +131,7 @@ def judged(mixture: Mixture, judge: Judge, selection: Selection, draws: dict[str
         "match": outcome.match.mean(),
         "divergence": moved.sum() / tokens.sum(),
     }
-    strengths = selection.strengths.double()
+    strengths = selection.strengths.double().round(decimals=6)
     row: dict[str, Any] = {
         "method": selection.method,
         "seed": selection.seed,
@@ -149,7 +149,7 @@ def judged(mixture: Mixture, judge: Judge, selection: Selection, draws: dict[str
 
 
 def named(strengths: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
-    """The modules that are taken over, to six decimals."""
+    """The parts that are taken over, to six decimals."""
     return {name: round(value, 6) for name, value in zip(names, strengths.tolist(), strict=True) if round(value, 6)}
 
 
@@ -168,7 +168,10 @@ def pieces(ids: Sequence[Sequence[int]], length: int) -> list[Sequence[int]]:
 def main(
     target: Path, donor: Path, capability: Path, text: Path, out: Path, params: Path = Path("params.yaml")
 ) -> None:
-    """Select among a donor's modules, as params.yaml says under `select`."""
+    """Select among a donor's modules, as params.yaml says under `select`.
+
+    Strengths are found on the first half of the answers and two texts in three, and judged on others.
+    """
     settings = read(params, "select", Select)
     tokenizer = load_tokenizer(target)
     if not shared(tokenizer, load_tokenizer(donor)):
