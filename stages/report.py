@@ -50,10 +50,11 @@ def report(settings: Report, places: Places, params: Path, out: Path) -> str:
 
 def main(
     evaluation: Path, uncertainty: Path, catalog: Path, trace: Path, bridges: Path, gates: Path, plan: Path,
-    models: Path, out: Path, donors: Path = Path("data/donors"), params: Path = Path("params.yaml"),
+    models: Path, out: Path, donors: Path = Path("data/donors"),
+    selection: Path = Path("data/selection"), params: Path = Path("params.yaml"),
 ) -> None:  # fmt: skip
     """Judge every model that was evaluated, and write the report."""
-    places = Places(evaluation, uncertainty, catalog, trace, bridges, gates, plan, models, donors)
+    places = Places(evaluation, uncertainty, catalog, trace, bridges, gates, plan, models, donors, selection)
     print(report(read(params, "report", Report), places, params, out))
 
 

@@ -18,7 +18,7 @@ from stages.anatomy.head import logits_at
 from stages.anatomy.hooks import watching
 from stages.anatomy.lens import lens
 from stages.anatomy.names import kind_of, layer_of
-from stages.anatomy.sites import neurons_of, sites_of
+from stages.anatomy.sites import all_neurons, sites_of
 from stages.maths.predictions import divergence, top_agreement
 
 
@@ -89,7 +89,7 @@ def workings(model: PreTrainedModel, given: Sample) -> Workings:
 
     with ExitStack() as stack:
         for layer, block in enumerate(blocks(model)):
-            if (place := neurons_of(block)) is not None:
+            if (place := all_neurons(block)) is not None:
 
                 def fire(_: Any, inputs: Any, layer: int = layer, place: Any = place) -> None:
                     state = place.read(inputs, None)

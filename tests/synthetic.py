@@ -204,6 +204,20 @@ def trace() -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"layer": "Int32"})
 
 
+def selection() -> pd.DataFrame:
+    """Selections of 2,880 parts along a frontier, and their random controls beneath it."""
+    rows = []
+    for method, gap in (("strengths", 0.0), ("random strengths", 0.3), ("subset", 0.1), ("random subset", 0.35)):
+        for number, harm in enumerate((0.01, 0.05, 0.2, 0.8)):
+            match = max(0.02, 0.3 + 0.2 * number - gap)
+            row = {"id": len(rows), "method": method, "seed": 0 if "random" in method else None, "size": 500 * number}
+            row |= {"parameters": 10**6 * number, "strength": 0.8, "passes": 80, "prompts": 24, "texts": 12}
+            for name, value in (("capability", -2 + match), ("match", match), ("divergence", harm)):
+                row |= {name: value, f"{name}_low": 0.8 * value, f"{name}_high": 1.2 * value}
+            rows.append(row)
+    return pd.DataFrame(rows).astype({"seed": "Int64"})
+
+
 def alignment(pairs: list[tuple[int, int]], equal: bool) -> list[dict[str, object]]:
     """Held-out quality of each bridge."""
     rows = []
@@ -244,6 +258,7 @@ def experiment(root: Path, models: dict[str, str] | None = None, **changes: obje
         table.replace_schema_metadata({"agreement": json.dumps([agreed | {"retention": None}])}),
         root / "trace" / "sibling.parquet",
     )
+    _parquet(selection(), root / "selection" / "sibling" / "frontier.parquet")
     for variant in ("blade", "bridged_blade", "null_donor"):
         cross, kl = (0.05, 0.003) if variant != "null_donor" else (2.0, 0.01)
         steps = [{"step": s, "cross_entropy": cross + 2 * 0.9**s, "kl": kl + 0.05 * 0.95**s} for s in range(0, 150, 5)]

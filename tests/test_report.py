@@ -22,7 +22,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 def arguments(root: Path) -> dict[str, Path]:
-    names = ("evaluation", "uncertainty", "catalog", "trace", "bridges", "gates", "models", "donors")
+    names = ("evaluation", "uncertainty", "catalog", "trace", "bridges", "gates", "models", "donors", "selection")
     return {name: root / name for name in names} | {"plan": root / "plan" / "plan.json", "params": root / "params.yaml"}
 
 
@@ -82,7 +82,7 @@ def opened(browser, path: Path, width: int = 1280, scheme: str = "light"):
 def test_the_page_opens_from_disk_draws_every_chart_and_asks_for_nothing(browser, made, width, scheme):
     tab, troubles = opened(browser, made / "report" / "index.html", width, scheme)
     drawn = tab.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('svg path').length)")
-    assert len(drawn) == 28
+    assert len(drawn) == 29
     assert min(drawn) > 2
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert troubles == []
@@ -92,7 +92,7 @@ def test_the_page_opens_from_disk_draws_every_chart_and_asks_for_nothing(browser
 def test_the_charts_can_be_read_aloud(browser, made):
     tab, _ = opened(browser, made / "report" / "index.html")
     spoken = tab.evaluate("[...document.querySelectorAll('.chart')].map(chart => chart.ariaLabel)")
-    assert len(set(spoken)) == len(spoken) == 28
+    assert len(set(spoken)) == len(spoken) == 29
     assert all(spoken)
     tab.close()
 

@@ -1,4 +1,6 @@
-"""Which blocks are copied, and how far."""
+"""Which modules are copied, and how far."""
+
+import json
 
 import pandas as pd
 import pytest
@@ -6,101 +8,135 @@ import torch
 
 from stages.anatomy.blocks import blocks
 from stages.anatomy.loading import load
+from stages.anatomy.modules import linear_paths, weighted_paths
 from stages.errors import BadInput
-from stages.recipes.weights import WeightsRecipe, chosen, transplant
+from stages.recipes.weights import WeightsRecipe, chosen, dealt, point
 from stages.storage import read_json
 from stages.transplant import main
 from tests import grafts
 from tests.families import FAMILIES, tiny
 
+SIZES = {f"layers.{i}.{part}": 8 if "mlp" in part else 4 for i in range(3) for part in ("self_attn.q", "mlp.up")}
+STRENGTHS = [{"layers.0.self_attn.q": 1.0}, {"layers.0.mlp.up": 0.25, "layers.2.mlp.up": 0.5}, {"layers.1.mlp.up": 0.9}]
+
 
 def recipe(**given) -> WeightsRecipe:
-    return WeightsRecipe.model_validate({"donor": "d", "select": "evidence", "blocks": 2, "strength": 0.5} | given)
+    return WeightsRecipe.model_validate({"donor": "d", "select": "frontier"} | given)
 
 
-def trace(lost: list[float], harm: list[float]) -> pd.DataFrame:
-    """`lost`: capability that the donor loses without the block; `harm`: divergence that the block brings."""
-    out = [{"intervention": "weights_out", "layer": i, "capability": -v, "retention": 9.0} for i, v in enumerate(lost)]
-    into = [{"intervention": "weights_in", "layer": i, "capability": 9.0, "retention": v} for i, v in enumerate(harm)]
-    other = [{"intervention": "donor", "layer": None, "capability": 5.0, "retention": 1.0}]
-    return pd.DataFrame(other + into + out)
+def frontier(*rows: tuple[str, float, float]) -> pd.DataFrame:
+    """Method, mean log-likelihood of the answers and divergence of each row."""
+    made = [{"id": i, "method": m, "capability": c, "divergence": d, "seed": None} for i, (m, c, d) in enumerate(rows)]
+    return pd.DataFrame(made).astype({"seed": "Int64"})
 
 
-def test_evidence_takes_the_most_capability_for_the_least_harm_in_order_of_layers():
-    evidence = trace([8.0, 1.0, 3.0, 2.0], [4.0, 0.1, 3.0, 0.5])  # worth 2, 10, 1, 4
-    assert chosen(recipe(blocks=1), 4, evidence) == [1]
-    assert chosen(recipe(blocks=2), 4, evidence) == [1, 3]
-    assert chosen(recipe(blocks=3), 4, evidence) == [0, 1, 3]
-    assert chosen(recipe(blocks=4), 4, evidence) == [0, 1, 2, 3]
-    assert chosen(recipe(blocks=2), 4, evidence.sample(frac=1, random_state=0)) == [1, 3]
+POINTS = frontier(("strengths", -0.1, 0.5), ("strengths", -0.6, 0.015), ("subset", -0.5, 0.019))
 
 
-def test_a_block_without_harm_is_no_division_by_nothing():
-    assert chosen(recipe(blocks=1), 2, trace([0.5, 1.0], [0.0, 3.0])) == [0]
-    assert chosen(recipe(blocks=1), 2, trace([-0.5, 1.0], [0.0, 3.0])) == [1]
+def test_the_likeliest_answers_within_the_ratio_are_taken_else_the_least_harm():
+    assert point(POINTS, 1.02)["id"] == 2
+    assert point(POINTS, 1.017)["id"] == 1
+    assert point(POINTS, 2.0)["id"] == 0
+    assert point(POINTS, 1.001)["id"] == 1
+    better = frontier(("random subset", 0.0, 0.0), ("gain", 0.0, 0.0), ("strengths", -9.0, 0.1))
+    assert point(better, 1.02)["id"] == 2, "no control and no foil is ever taken"
+    json.dumps(point(POINTS, 1.02), allow_nan=False)
 
 
-def test_chance_is_blind_to_the_evidence_and_the_same_for_a_seed():
-    drawn = [chosen(recipe(select="random", blocks=3, seed=seed), 10, trace([1], [1])) for seed in range(30)]
-    assert all(each == sorted(set(each)) and len(each) == 3 for each in drawn)
-    assert drawn[0] == chosen(recipe(select="random", blocks=3, seed=0), 10, trace([2, 3], [4, 5]))
-    assert {layer for each in drawn for layer in each} == set(range(10))
+def test_the_frontier_s_strengths_are_taken_as_they_are():
+    taken, row = chosen(recipe(ratio=1.017), SIZES, POINTS, STRENGTHS)
+    assert taken == STRENGTHS[1] and row["method"] == "strengths"
 
 
-def test_more_blocks_than_there_are_and_a_trace_of_another_model_are_refused():
-    with pytest.raises(BadInput, match="at most 4 blocks to transplant, which is all, got 5; lower it"):
-        chosen(recipe(blocks=5, select="random"), 4, trace([1] * 4, [1] * 4))
-    with pytest.raises(BadInput, match="Expected a trace of 4 blocks, got 3; trace this donor first"):
-        chosen(recipe(), 4, trace([1] * 3, [1] * 3))
+def test_chance_moves_as_many_parameters_as_far_and_is_the_same_for_a_seed():
+    drawn = [chosen(recipe(select="random", seed=s, ratio=1.017), SIZES, POINTS, STRENGTHS)[0] for s in range(40)]
+    for each in drawn:
+        assert sorted((SIZES[name], value) for name, value in each.items()) == [(8, 0.25), (8, 0.5)]
+    assert {name for each in drawn for name in each} == {name for name, size in SIZES.items() if size == 8}
+    assert drawn[0] == chosen(recipe(select="random", seed=0, ratio=1.017), SIZES, POINTS, STRENGTHS)[0]
+    assert any(each != drawn[0] for each in drawn)
 
 
-@pytest.mark.parametrize("strength", [0.0, 1.1, -1])
-def test_strength_lies_above_zero_and_up_to_one(strength):
-    with pytest.raises(ValueError, match="strength"):
-        recipe(strength=strength)
+def test_dealing_keeps_what_each_size_has():
+    strengths, sizes = torch.arange(6.0), torch.tensor([5, 7, 5, 7, 5, 1])
+    found = dealt(strengths, sizes, "a")
+    for size in (1, 5, 7):
+        assert sorted(found[sizes == size].tolist()) == strengths[sizes == size].tolist()
+    assert strengths.tolist() == list(range(6))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_chosen_blocks_move_by_lambda_and_nothing_else_moves(family):
-    target, donor, before = tiny(family), tiny(family, seed=1), tiny(family).state_dict()
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["layers.1"], ["layers.1.self_attn.q", "layers.1.mlp.up"]),
+        (["layers.*.mlp"], [f"layers.{i}.mlp.up" for i in range(3)]),
+        (["layers.*.self_attn.q", "layers.2"], [name for name in SIZES if "attn" in name or "2" in name]),
+        (["layers.*"], list(SIZES)),
+    ],
+)
+def test_blocks_parts_and_modules_can_be_named(patterns, names):
+    taken, row = chosen(recipe(select="modules", modules=patterns, strength=0.4), SIZES, POINTS, STRENGTHS)
+    assert taken == dict.fromkeys(names, 0.4) and row == {}
+
+
+def test_a_pattern_of_nothing_and_a_frontier_of_another_model_are_refused():
+    with pytest.raises(BadInput, match="got 'layers.7', which means none of the model's"):
+        chosen(recipe(select="modules", modules=["layers.7"], strength=0.4), SIZES, POINTS, STRENGTHS)
+    with pytest.raises(BadInput, match="this donor's 6 modules, got some of layers.9.x; select with this donor first"):
+        chosen(recipe(), SIZES, POINTS, [{"layers.9.x": 1.0}] * 3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"strength": 0.5}, {"modules": ["layers.1"]}, {"select": "modules", "modules": ["layers.1"]},
+        {"select": "modules", "strength": 0.5}, {"select": "modules", "modules": ["layers.1"], "strength": 1.1},
+        {"ratio": 1.0},
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together_are_refused(given):
+    with pytest.raises(ValueError, match="strength|ratio"):
+        recipe(**given)
+
+
+def selected(root, names: list[str], strength: float):
+    """A selection with one point: these modules at one strength."""
+    frontier(("strengths", -1.0, 0.01)).to_parquet(root / "frontier.parquet")
+    (root / "strengths.json").write_text(json.dumps([dict.fromkeys(names, strength)]))
+    (root / "descent.json").write_text('{"channels": null}')
+    (root / "params.yaml").write_text(
+        "transplant: {w: {donor: d, select: frontier}, r: {donor: d, control_for: w, select: random}}"
+    )
+    return root
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "opt"])
+def test_the_graft_is_the_target_with_chosen_modules_moved_and_nothing_else(family, tmp_path):
+    receiving, giving = grafts.target(tmp_path, family), grafts.target(tmp_path, family, seed=1)
+    names = list(linear_paths(tiny(family)))[1::3]
+    selected(tmp_path, names, 0.5)
+    main("w", receiving, giving, tmp_path, tmp_path / "out", tmp_path / "params.yaml")
+    graft, target, donor = (load(path) for path in (tmp_path / "out", receiving, giving))
     given = donor.state_dict()
-    transplant(target, donor, [1, 3], 0.3)
-    inside = {id(p) for layer in (1, 3) for p in blocks(target)[layer].parameters()}
-    names = {name for name, p in target.named_parameters() if id(p) in inside}
-    assert names
-    for name, value in target.state_dict().items():
-        expected = before[name].lerp(given[name], 0.3) if name in names else before[name]
-        assert torch.equal(value, expected)
-        if name in names:
-            assert torch.allclose(value, before[name] + 0.3 * (given[name] - before[name]), atol=1e-6)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "mixtral"])
-def test_all_blocks_at_full_strength_are_the_donors(family):
-    target, donor = tiny(family), tiny(family, seed=1)
-    transplant(target, donor, [0, 1, 2, 3], 1.0)
-    for ours, theirs in zip(blocks(target), blocks(donor), strict=True):
-        assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
-
-
-@pytest.mark.parametrize("donor", [tiny("llama", hidden_size=16), tiny("gpt2"), tiny("llama", num_hidden_layers=2)])
-def test_weights_of_another_shape_are_refused(donor):
-    with pytest.raises(BadInput, match="Expected block 3 of the donor to have the target's weights.*use a blade"):
-        transplant(tiny("llama"), donor, [3], 0.5)
+    inside = [f"{weighted_paths(target)[name]}." for name in names]
+    for name, before in target.state_dict().items():
+        moved = before + 0.5 * (given[name] - before) if any(name.startswith(path) for path in inside) else before
+        assert torch.equal(graft.state_dict()[name], moved.to(torch.bfloat16).float()), name
 
 
 def test_the_graft_is_a_plain_model_directory_with_its_selection(tmp_path):
-    trace([4, 3, 2, 1], [1, 1, 1, 1]).to_parquet(tmp_path / "trace.parquet")
-    (tmp_path / "params.yaml").write_text("transplant: {w: {donor: d, select: evidence, blocks: 2, strength: 1.0}}")
     receiving, giving = grafts.target(tmp_path), grafts.target(tmp_path, seed=1)
+    every = list(weighted_paths(tiny("llama")))
+    selected(tmp_path, [name for name in every if "norm" not in name], 1.0)
     for name in ("out", "again"):
-        main("w", receiving, giving, tmp_path / "trace.parquet", tmp_path / name, tmp_path / "params.yaml")
+        main("w", receiving, giving, tmp_path, tmp_path / name, tmp_path / "params.yaml")
     out = tmp_path / "out"
-    assert read_json(out / "transplant.json") == {"blocks": [0, 1], "strength": 1.0, "donor": "d"}
+    told = read_json(out / "transplant.json")
+    assert told["point"]["method"] == "strengths" and told["donor"] == "d"
+    assert set(told["strengths"]) == {name for name in every if "norm" not in name}
     assert all(p.read_bytes() == (tmp_path / "again" / p.name).read_bytes() for p in out.iterdir())
     assert "auto_map" not in read_json(out / "config.json") and not list(out.glob("*.py"))
     graft, target, donor = load(out), load(receiving), load(giving)
-    sources = [donor, donor, target, target]
-    for layer, source in enumerate(sources):
-        own = blocks(source)[layer].state_dict()
-        assert all(torch.equal(value, own[name]) for name, value in blocks(graft)[layer].state_dict().items())
+    for ours, theirs in zip(blocks(graft), blocks(donor), strict=True):
+        assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
+    assert torch.equal(graft.get_input_embeddings().weight, target.get_input_embeddings().weight)

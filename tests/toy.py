@@ -43,6 +43,10 @@ PARAMS: dict[str, Any] = {
     "capture": {"prompts": 12, "texts": 3},
     "analyze": {"prompts": 3, "texts": 2},
     "align": {"target_layers": [2]},
+    "select": {
+        "steps": 3, "prompts": 4, "texts": 2, "piece": 8, "points": 2, "sizes": [0.5], "channels": 8,
+        "check_prompts": 3, "check_texts": 3, "resamples": 100,
+    },
     "trace": {"prompts": 6, "texts": 3, "text_tokens": 8, "resamples": 100},
     "plan": {"training": TRAINING, "bridging": TRAINING},
     "inject": {
@@ -58,7 +62,7 @@ PARAMS: dict[str, Any] = {
         },
     },
     "auto": {"chosen_blade": {"donor": "sibling", "strategy": "auto", "alpha": 0.9}},
-    "transplant": {"transplant": {"donor": "sibling", "select": "evidence", "blocks": 2, "strength": 0.8}},
+    "transplant": {"transplant": {"donor": "sibling", "select": "frontier"}},
     "evaluate": {"budget": 4096},
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},

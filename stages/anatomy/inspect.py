@@ -14,7 +14,7 @@ from stages.anatomy.blocks import attention_of, blocks, mlp_of
 from stages.anatomy.correspondence import ROLES, corresponding
 from stages.anatomy.loading import load, load_config, load_tokenizer
 from stages.anatomy.local import fits
-from stages.anatomy.sites import neurons_of, sites_of
+from stages.anatomy.sites import all_neurons, sites_of
 from stages.anatomy.vocabulary import shared
 from stages.errors import BadInput
 
@@ -47,7 +47,7 @@ def parts(model: PreTrainedModel) -> list[Part]:
         for part, child in (("attention", attention_of(block)), ("MLP", mlp_of(block))):
             if child is not None:
                 prefixes.append((f"{modules[id(child)]}.", part))
-        if mlp_of(block) is None and (neurons := neurons_of(block)) is not None:
+        if mlp_of(block) is None and (neurons := all_neurons(block)) is not None:
             matrices = [child for child in block.children() if isinstance(child, type(neurons.module))]
             prefixes += [(f"{modules[id(child)]}.", "MLP") for child in matrices]
         prefixes.append((f"{modules[id(block)]}.", "norms and others in blocks"))
@@ -77,7 +77,7 @@ def described(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> lis
     inner, total = blocks(model), sum(part.parameters for part in parts(model))
     heads = getattr(config, "num_attention_heads", None)
     groups = getattr(config, "num_key_value_heads", None) or heads
-    neurons = neurons_of(inner[0])
+    neurons = all_neurons(inner[0])
     wide = neurons and neurons.module.weight.shape[1 if isinstance(neurons.module, torch.nn.Linear) else 0]
     tied = head is not None and head.weight is embedding.weight
     special = [f"{role.removesuffix('_token_id')} {getattr(tokenizer, role)}" for role in ROLES]

@@ -52,6 +52,17 @@ def sites_of(model: PreTrainedModel, neuron_groups: int = 1) -> dict[str, Place]
     return found
 
 
+def writers(model: PreTrainedModel) -> list[nn.Module]:
+    """The matrices that write into the residual stream: the last of each attention and of each plain MLP."""
+    found = []
+    for block in blocks(model):
+        for part, last in ((attention_of(block), _ATTENTION_OUTPUT), (mlp_output_of(block), _MLP_OUTPUT)):
+            module = part and (_child(part, last) or part)
+            if isinstance(module, nn.Linear | Conv1D):
+                found.append(module)
+    return found
+
+
 def _heads(attention: nn.Module, count: int | None) -> Iterator[tuple[str, Place]]:
     """Each head's part of the output projection's input; nothing when no projection is known or heads are uneven."""
     projection = _child(attention, _ATTENTION_OUTPUT)
@@ -82,13 +93,10 @@ def _entering(matrix: nn.Linear | Conv1D) -> int:
     return matrix.weight.shape[0] if isinstance(matrix, Conv1D) else matrix.in_features
 
 
-def neurons_of(block: nn.Module) -> Head | None:
+def all_neurons(block: nn.Module) -> Channels | None:
     """The neurons of a block's MLP, gated or not: what enters its last matrix; None for a mixture or no MLP."""
     mlp = mlp_output_of(block)
-    if mlp is None or _child(mlp, _ROUTER) is not None:
-        return None
-    matrix = mlp if isinstance(mlp, nn.Linear | Conv1D) else _child(mlp, _MLP_OUTPUT)
-    return Head(matrix, slice(None)) if isinstance(matrix, nn.Linear | Conv1D) else None
+    return None if mlp is None else next((place for _, place in _neurons(mlp, 1)), None)
 
 
 def _mixture(mlp: nn.Module) -> Iterator[tuple[str, Place]]:

@@ -25,6 +25,7 @@ class Places:
     plan: Path
     models: Path
     donors: Path
+    selection: Path
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Evidence:
     """Donor → rank correlations of estimated effects with exact ones."""
     bridges: Mapping[str, list[dict[str, Any]]]
     """Donor → quality of its bridges."""
+    selection: Mapping[str, pd.DataFrame]
+    """Donor → the frontier of selections among its modules."""
     curves: Mapping[str, list[dict[str, float]]]
     """Variant → training curve of its gate."""
     built: Mapping[str, Mapping[str, Any]]
@@ -68,6 +71,7 @@ def gather(places: Places, roles: Roles) -> Evidence:
         trace=_found(places.trace, donors, "{}.parquet", read_table),
         agreement=_found(places.trace, donors, "{}.parquet", lambda path: read_note(path, "agreement")),
         bridges=_found(places.bridges, donors, "{}/alignment.json", read_json),
+        selection=_found(places.selection, donors, "{}/frontier.parquet", read_table),
         curves={name: found["curve"] for name, found in curves.items() if found.get("curve")},
         built={name: found["recipe"] for name, found in curves.items() if found.get("recipe")},
         plan=read_json(places.plan) if places.plan.is_file() else {},

@@ -9,7 +9,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from stages.pages import causal, charts, layers, views, words
+from stages.pages import causal, charts, layers, selection, views, words
 from stages.pages.catalog import catalog
 from stages.pages.evidence import Evidence
 from stages.pages.flow import flows
@@ -105,6 +105,7 @@ def _draw(
     ]
     return {
         "phrasings": placed([charts.phrasings(summary, roles)]),
+        "selections": placed(selection.selection(rows, donor) for donor, rows in evidence.selection.items()),
         "frontier": placed([charts.frontier(summary, roles)]),
         "layers": by_donor,
         "training": placed(charts.training(evidence.curves)),

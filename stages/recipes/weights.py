@@ -1,16 +1,21 @@
-"""The donor's weights copied into the target without training: which blocks, and how far."""
+"""The donor's weights copied into the target without training: which modules, and how far."""
 
+import math
 import random
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import pandas as pd
 import pydantic
 import torch
-from transformers import PreTrainedModel
 
-from stages.anatomy.blocks import blocks
+from stages.anatomy.names import matching
 from stages.errors import BadInput
 from stages.settings import Settings
+
+OWN = ("strengths", "subset")
+"""The frontier's methods that are no control and no foil."""
+RATIO = 1.02
 
 
 class WeightsRecipe(Settings):
@@ -20,50 +25,69 @@ class WeightsRecipe(Settings):
     """The donor's name; it has the target's architecture."""
     control_for: str | None = None
     """The variant that this one is a control for."""
-    select: Literal["evidence", "random"]
-    """By the trace, or blindly: the control that any selection has to beat."""
-    blocks: int = pydantic.Field(gt=0)
-    """How many blocks are taken over."""
-    strength: float = pydantic.Field(gt=0, le=1)
-    """λ in target + λ · (donor − target), the same for every weight of these blocks."""
+    select: Literal["frontier", "random", "modules"]
+    """The best point of the selection's frontier; the same strengths dealt out blindly, the control that any selection
+    has to beat; or the modules named here."""
+    ratio: float = pydantic.Field(default=RATIO, gt=1)
+    """For the first two, the largest perplexity ratio e^divergence, on the texts that selections were checked on, of
+    the point that is taken: of those within it the one whose answers are likeliest, else the least harmful one."""
+    modules: tuple[str, ...] = ()
+    """Patterns such as `layers.3` (a whole block), `layers.*.mlp` or `layers.2.self_attn.q_proj`."""
+    strength: float | None = pydantic.Field(default=None, gt=0, le=1)
+    """λ in target + λ · (donor − target), of the modules named here."""
     seed: int = 0
     """Of the random selection."""
 
+    @pydantic.model_validator(mode="after")
+    def _whole(self):
+        named = self.select == "modules"
+        if named != bool(self.modules) or named != (self.strength is not None):
+            raise ValueError("modules and strength go with select: modules, and with nothing else")
+        return self
 
-def chosen(recipe: WeightsRecipe, count: int, trace: pd.DataFrame) -> list[int]:
-    """The blocks to take over, in order, of `count`.
 
-    By evidence: those that the donor can spare least for the harm that they do, that is by the capability that the
-    donor loses without the block over the divergence that the block alone brings to the target. The order of gain alone
-    loses to chance, since the blocks that help most also harm most.
-    Raises BadInput when more are asked for than there are, or the trace is of another model.
+def chosen(
+    recipe: WeightsRecipe,
+    sizes: Mapping[str, int],
+    frontier: pd.DataFrame,
+    strengths: Sequence[Mapping[str, float]],
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The strength of each module that is taken over, and the frontier's row that it comes from (empty without one).
+
+    `sizes` are the parameters of each module in which donor and target differ; `strengths` hold those of each row of
+    `frontier`. Raises BadInput for a pattern that means no module, or a frontier of another model.
     """
-    if recipe.blocks > count:
-        raise BadInput(f"Expected at most {count} blocks to transplant, which is all, got {recipe.blocks}; lower it.")
+    if recipe.select == "modules":
+        prefixes = {".".join(name.split(".")[:n]) for name in sizes for n in range(2, name.count(".") + 2)}
+        sites = matching(recipe.modules, sorted(prefixes))
+        assert recipe.strength is not None
+        inside = (name for name in sizes if any(f"{name}.".startswith(f"{site}.") for site in sites))
+        return dict.fromkeys(inside, recipe.strength), {}
+    row = point(frontier, recipe.ratio)
+    found = strengths[row["id"]]
+    if not found.keys() <= sizes.keys():
+        raise BadInput(
+            f"Expected strengths of this donor's {len(sizes)} modules, got some of "
+            f"{sorted(found.keys() - sizes.keys())[0]}; select with this donor first."
+        )
+    values = torch.tensor([found.get(name, 0.0) for name in sizes], dtype=torch.float64)
     if recipe.select == "random":
-        return sorted(random.Random(f"blocks {recipe.seed}").sample(range(count), recipe.blocks))
-    gain = -trace[trace.intervention == "weights_out"].set_index("layer")["capability"]
-    harm = trace[trace.intervention == "weights_in"].set_index("layer")["retention"]
-    if sorted(gain.index) != list(range(count)) or sorted(harm.index) != list(range(count)):
-        raise BadInput(f"Expected a trace of {count} blocks, got {len(gain)}; trace this donor first.")
-    worth = (gain / harm.clip(lower=1e-6)).sort_values(ascending=False, kind="stable")
-    return sorted(int(layer) for layer in worth.index[: recipe.blocks])
+        values = dealt(values, torch.tensor(list(sizes.values())), f"transplant {recipe.seed}")
+    return {name: value for name, value in zip(sizes, values.tolist(), strict=True) if value}, row
 
 
-@torch.no_grad()
-def transplant(target: PreTrainedModel, donor: PreTrainedModel, layers: list[int], strength: float) -> None:
-    """Moves these blocks of the target towards the donor's, in place: W ← W + λ (W_donor − W).
+def point(frontier: pd.DataFrame, ratio: float) -> dict[str, Any]:
+    """The row of our own methods with the likeliest answers among those within `ratio`, else the least harmful one."""
+    own = frontier[frontier.method.isin(OWN)]
+    within = own[own.divergence <= math.log(ratio)]
+    best = within.nlargest(1, "capability") if len(within) else own.nsmallest(1, "divergence")
+    return {str(key): None if pd.isna(value) else value for key, value in best.astype(object).iloc[0].items()}
 
-    Raises BadInput when a block's weights differ in name or shape.
-    """
-    receiving, giving = blocks(target), blocks(donor)
-    for layer in layers:
-        ours = dict(receiving[layer].named_parameters())
-        theirs = dict(giving[layer].named_parameters()) if layer < len(giving) else {}
-        if {n: p.shape for n, p in ours.items()} != {n: p.shape for n, p in theirs.items()}:
-            raise BadInput(
-                f"Expected block {layer} of the donor to have the target's weights, got others; weights can only be "
-                "copied between models of one architecture and width: use a blade with a bridge instead."
-            )
-        for name, weight in ours.items():
-            weight.lerp_(theirs[name].to(weight), strength)
+
+def dealt(strengths: torch.Tensor, sizes: torch.Tensor, seed: str) -> torch.Tensor:
+    """`strengths` [modules] dealt out anew among modules of equal size, so that as many parameters move as far."""
+    generator, found = random.Random(seed), strengths.clone()
+    for size in sizes.unique().tolist():
+        places = (sizes == size).nonzero()[:, 0].tolist()
+        found[places] = strengths[generator.sample(places, len(places))]
+    return found

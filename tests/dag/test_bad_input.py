@@ -101,8 +101,8 @@ def test_a_gate_trained_for_another_recipe(refused, variant, built):
 def test_weights_of_another_architecture(refused, built, tmp_path):
     models = built.root / "data" / "models"
     options = {"target": models / "target", "donor": models / "calculator", "params": built.root / "params.yaml"}
-    trace = built.root / "data" / "trace" / "sibling.parquet"
-    sentence = refused(transplant.main, variant="transplant", trace=trace, out=tmp_path / "out", **options)
+    selection = built.root / "data" / "selection" / "sibling"
+    sentence = refused(transplant.main, variant="transplant", selection=selection, out=tmp_path / "out", **options)
     assert "use a blade with a bridge instead" in sentence
 
 
