@@ -33,7 +33,7 @@ class Kept:
     known: torch.Tensor
     """[tokens], where the donor has read something"""
     final: torch.Tensor | None
-    """[tokens, vocabulary], the target's log-probabilities; for texts"""
+    """[tokens, vocabulary], the target's log-probabilities in half precision, as there are many; for texts"""
 
 
 @torch.inference_mode()
@@ -53,7 +53,7 @@ def keep(parts: Parts, sequences: list[tuple[tuple[int, ...], int]], predictions
             for row, i in enumerate(group):
                 tokens, start = sequences[i]
                 n = len(tokens)
-                final = output.logits[row, :n].log_softmax(-1) if predictions else None
+                final = output.logits[row, :n].log_softmax(-1).half() if predictions else None
                 kept[i] = Kept(
                     tokens, start, left[0][row, :n].clone(), d[row, :n].clone(), known[row, :n].clone(), final
                 )
@@ -113,7 +113,7 @@ def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) 
         right = cross_entropy(logits(parts, asked)[0], wanted)
         reference = torch.cat([k.final[k.start - 1 : -1] for k in told if k.final is not None])
         told_now, chosen = logits(parts, told, recipe, generator)
-        moved = kl_div(told_now.log_softmax(-1), reference[chosen], log_target=True, reduction="batchmean")
+        moved = kl_div(told_now.log_softmax(-1), reference[chosen].to(told_now), log_target=True, reduction="batchmean")
         optimizer.zero_grad(set_to_none=True)
         (right + recipe.divergence * moved).backward()
         optimizer.step()

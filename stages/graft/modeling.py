@@ -142,11 +142,15 @@ class GraftForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"Expected an attention mask [batch, tokens], got {mask.dim()} dimensions; pass the padding mask."
             )
-        states, known = self.blade.states(input_ids, mask, None if cache is None else cache.heard)
+        shut = self.config.gate == "closed"  # nothing is injected, so the donor need not read
+        if not shut:
+            states, known = self.blade.states(input_ids, mask, None if cache is None else cache.heard)
         fired = []
 
         def inject(module, args, output):
             fired.append(True)
+            if shut:
+                return output
             if isinstance(output, tuple):
                 return (self.injection(output[0], states, known), *output[1:])
             return self.injection(output, states, known)
