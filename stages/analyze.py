@@ -139,6 +139,8 @@ def main(
     """Compare a donor with the target, site by site, as params.yaml says under `analyze`."""
     settings = read(params, "analyze", Analyze)
     files, models = (Activations(target), Activations(donor)), None
+    for file, model in zip(files, (target_model, donor_model), strict=True):
+        file.check_model(model)
     if settings.prompts or settings.texts:
         models = load(target_model), load(donor_model)
     answers = {row["id"]: len(row["prompt"]) for row in read_jsonl(capability)}

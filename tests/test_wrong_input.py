@@ -21,6 +21,7 @@ from tests.families import saved, tiny
 PARAMS = {
     "capture": {"prompts": 6, "texts": 3, "batch_tokens": 256},
     "trace": {"prompts": 6, "texts": 3, "resamples": 50},
+    "analyze": {},
     "align": {"kinds": ["ridge"]},
     "inject": {"blade": toy.PARAMS["inject"]["blade"]},
 }
@@ -176,6 +177,11 @@ def captured(models, tmp_path_factory) -> dict[str, Path]:
     return {name: root / f"{name}.h5" for name in made}
 
 
+def of_analyze(options, models, captured, **files: str) -> dict:
+    given = of_align(options, models, captured, **files)
+    return given | {"capability": options["capability"], "curves_out": given["out"].with_name("curves.json")}
+
+
 def of_align(options, models, captured, target: str = "target", donor: str = "donor") -> dict:
     given = {name: options[name] for name in ("params", "out")}
     told = {"target_model": models["target"], "donor_model": models["donor"]}
@@ -195,9 +201,13 @@ def test_a_fingerprint_is_the_model_s_wherever_it_lies_and_no_other_s(models, tm
     assert len({fingerprint(path) for path in models.values()}) == 3  # `strange` differs in its tokenizer alone
 
 
+COMPARISONS = [(align.main, of_align), (analyze.main, of_analyze)]
+
+
+@pytest.mark.parametrize(("main", "given"), COMPARISONS, ids=["align", "analyze"])
 @pytest.mark.parametrize(("target", "donor"), [("donor", "target"), ("donor", "donor"), ("target", "wide")])
-def test_a_file_of_another_model(refused, options, models, captured, target, donor):
-    sentence = refused(align.main, **of_align(options(), models, captured, target, donor))
+def test_a_file_of_another_model(refused, options, models, captured, main, given, target, donor):
+    sentence = refused(main, **given(options(), models, captured, target=target, donor=donor))
     wrong, name = ("target", target) if target != "target" else ("donor", donor)
     assert f"Expected states of the model {models[wrong]} in {captured[name]}, got those of another one" in sentence
 
@@ -212,22 +222,18 @@ def test_a_file_that_does_not_say_whose_it_is_is_taken(options, models, captured
 
 
 @pytest.mark.parametrize("length", [0, 100, 3000, -1])
-@pytest.mark.parametrize("main", [align.main, analyze.main])
-def test_a_truncated_file(refused, options, models, captured, tmp_path, main, length):
+@pytest.mark.parametrize(("main", "given"), COMPARISONS, ids=["align", "analyze"])
+def test_a_truncated_file(refused, options, models, captured, tmp_path, main, given, length):
     cut = tmp_path / "cut.h5"
     cut.write_bytes(captured["donor"].read_bytes()[:length])
-    given = of_align(options(), models, captured | {"donor": cut})
-    if main is analyze.main:
-        given = {name: given[name] for name in ("target", "donor", "out")}
-    assert f"{cut} is" in (sentence := refused(main, **given)) and "capture" in sentence
+    sentence = refused(main, **given(options(), models, captured | {"donor": cut}))
+    assert f"{cut} is" in sentence and "capture" in sentence
 
 
-@pytest.mark.parametrize("main", [align.main, analyze.main])
-def test_files_of_unequal_texts(refused, options, models, captured, main):
-    given = of_align(options(), models, captured, donor="fewer")
-    if main is analyze.main:
-        given = {name: given[name] for name in ("target", "donor", "out")}
-    assert "Expected two captures of the same texts, got 9 texts in" in refused(main, **given)
+@pytest.mark.parametrize(("main", "given"), COMPARISONS, ids=["align", "analyze"])
+def test_files_of_unequal_texts(refused, options, models, captured, main, given):
+    sentence = refused(main, **given(options(), models, captured, donor="fewer"))
+    assert "Expected two captures of the same texts, got 9 texts in" in sentence
 
 
 def test_a_file_without_blocks(refused, options, models, captured, tmp_path):
