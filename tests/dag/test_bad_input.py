@@ -9,7 +9,7 @@ import pytest
 import toy
 import yaml
 
-from stages import analyze, capture, choose, evaluate, fetch, inject, report, train_gates, transplant
+from stages import capture, choose, evaluate, fetch, inject, report, train_gates, transplant
 from stages.command import run
 
 pytestmark = pytest.mark.timeout(900)  # the first test may wait for the whole pipeline
@@ -104,19 +104,6 @@ def test_weights_of_another_architecture(refused, built, tmp_path):
     selection = built.root / "data" / "selection" / "sibling"
     sentence = refused(transplant.main, variant="transplant", selection=selection, out=tmp_path / "out", **options)
     assert "use a blade with a bridge instead" in sentence
-
-
-@pytest.mark.parametrize("length", [0, 100, 3000, -1])
-def test_a_truncated_activation_file(refused, built, tmp_path, length):
-    activations, cut = built.root / "data" / "activations", tmp_path / "cut.h5"
-    cut.write_bytes((activations / "sibling.h5").read_bytes()[:length])
-    models = {f"{role}_model": built.root / "data" / "models" / "target" for role in ("target", "donor")}
-    inputs = {"capability": built.root / "data" / "prompts" / "capability" / "train.jsonl"}
-    inputs |= {"target": activations / "target.h5", "donor": cut, "params": built.root / "params.yaml"}
-    outputs = {"out": tmp_path / "catalog.parquet", "curves_out": tmp_path / "curves.json"}
-    sentence = refused(analyze.main, **inputs, **models, **outputs)
-    assert str(cut) in sentence
-    assert "capture" in sentence
 
 
 @pytest.mark.parametrize("there", ["nothing", "an empty directory", "a text file", "a model without weights"])
