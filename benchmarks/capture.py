@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -117,18 +118,28 @@ class Contestant:
         self.process.wait()
 
 
+def readable(model: Path, copy: Path) -> Path:
+    """A copy of the model directory whose tokenizer libraries on transformers 4 read too: its class is new in 5."""
+    shutil.copytree(model, copy)
+    told = copy / "tokenizer_config.json"
+    known = json.loads(told.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    told.write_text(json.dumps(known))
+    return copy
+
+
 def compare(options: argparse.Namespace) -> None:
     """The table: every contestant on the same texts and sites, one after the other, several rounds."""
     texts = sums(options.model, options.texts)
     lengths = [len(text["tokens"]) for text in texts]
     layers = transformers.AutoConfig.from_pretrained(options.model).num_hidden_layers
     sites = [f"layers.{i}{part}" for i in range(layers) for part in (".self_attn", ".mlp", "")]
-    job = {"model": str(options.model.resolve()), "texts": texts, "sites": sites, "budget": options.budget or BUDGET}
+    job: dict[str, Any] = {"texts": texts, "sites": sites, "budget": options.budget or BUDGET}
     job["batches"] = list(batches(lengths, job["budget"]))
     print(f"{options.model.name}, {len(texts)} texts of {np.mean(lengths):.1f} tokens, {len(sites)} sites, float32 on "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}, "
           f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
+        job["model"] = str(readable(options.model, Path(folder) / "model"))
         own = {"bare forward": sys.executable, "graftline": sys.executable}
         named = own | dict.fromkeys(PEERS, options.peers or sys.executable)
         contestants = [Contestant(name, python, dict(job), Path(folder)) for name, python in named.items()]
