@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flows.processes import environment, warmed
@@ -98,5 +99,6 @@ def test_a_stage_that_is_killed_is_a_failure_that_says_so(binaries, folder):
 
 def test_the_server_ends_with_its_context(gone):
     with warmed(environment(1)) as binaries:
-        server = subprocess.run(["pgrep", "-f", str(binaries / "socket")], capture_output=True, text=True, check=True)
-    assert all(gone(int(pid)) for pid in server.stdout.split()) and server.stdout
+        running = {each.pid: each.info["cmdline"] or [] for each in psutil.process_iter(["cmdline"])}
+        servers = [pid for pid, words in running.items() if str(binaries / "socket") in words]
+    assert servers and all(map(gone, servers))
