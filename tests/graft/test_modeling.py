@@ -237,11 +237,14 @@ torch.save(told, "told.pt")
 def test_grafts_load_where_there_is_no_repository(tmp_path, root, family_graft, spelt):
     families = ["llama", "gpt2", "gpt_neox", "phi3", "opt"]
     own = {family_graft(family)[1]: family_graft(family)[0] for family in families} | {root / "spelt" / "graft": spelt}
-    (tmp_path / "params.yaml").write_text("transplant: {w: {donor: d, select: random, blocks: 2, strength: 0.5}}")
-    pd.DataFrame({"layer": [], "intervention": []}).to_parquet(tmp_path / "trace.parquet")
+    section = "transplant: {w: {donor: d, select: modules, modules: [layers.0, layers.1], strength: 0.5}}"
+    (tmp_path / "params.yaml").write_text(section)
+    (tmp_path / "selection").mkdir()
+    (tmp_path / "selection" / "strengths.json").write_text("[]")
+    pd.DataFrame({"id": []}).to_parquet(tmp_path / "selection" / "frontier.parquet")
     weights = tmp_path / "weights"
     receiving, giving = grafts.target(root), grafts.target(root, seed=1)
-    transplant_main("w", receiving, giving, tmp_path / "trace.parquet", weights, tmp_path / "params.yaml")
+    transplant_main("w", receiving, giving, tmp_path / "selection", weights, tmp_path / "params.yaml")
     assert not list(weights.glob("*.py"))
     away = tmp_path / "away"
     away.mkdir()
