@@ -17,10 +17,11 @@ from stages.catalog import ON, Rows, curves
 from stages.command import run
 from stages.errors import BadInput
 from stages.figures import FEWEST, add_between, add_captured, add_local, add_own
+from stages.items import read_items
 from stages.maths.change import relative_change
 from stages.pairs import block_sites, paired
 from stages.settings import Settings, read
-from stages.storage import new_file, read_jsonl, write_json
+from stages.storage import new_file, write_json
 from stages.workings import sample, workings
 
 Models = tuple[PreTrainedModel, PreTrainedModel]
@@ -143,7 +144,7 @@ def main(
         file.check_model(model)
     if settings.prompts or settings.texts:
         models = load(target_model), load(donor_model)
-    answers = {row["id"]: len(row["prompt"]) for row in read_jsonl(capability)}
+    answers = {row["id"]: len(row["prompt"]) for row in read_items(capability, ("prompt",))}
     table = analyze(settings, *files, models, answers)
     with new_file(out) as scratch:
         pyarrow.parquet.write_table(table, scratch)

@@ -14,9 +14,10 @@ from stages.anatomy.coverage import Coverage, coverage
 from stages.anatomy.loading import load_tokenizer
 from stages.command import run
 from stages.forks import Fork
+from stages.items import PROMPT, read_items
 from stages.recipes.blade import BladeRecipe, Training
 from stages.settings import Settings, read
-from stages.storage import read_json, read_jsonl, write_json
+from stages.storage import read_json, write_json
 
 
 class Plan(Settings):
@@ -151,7 +152,7 @@ def main(
 ) -> None:
     """Plan for every donor that was aligned."""
     settings = read(params, "plan", Plan)
-    texts = [row["prompt"] + row["answer"] for row in read_jsonl(capability)]
+    texts = [row["prompt"] + row["answer"] for row in read_items(capability, PROMPT)]
     made = {}
     for donor in sorted(path.name for path in bridges.iterdir() if path.is_dir()):
         traced, target, giving = trace / f"{donor}.parquet", models / "target", models / donor

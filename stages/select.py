@@ -18,11 +18,12 @@ from stages.anatomy.strengths import Mixture, mixing
 from stages.anatomy.vocabulary import shared
 from stages.command import run
 from stages.errors import BadInput
+from stages.items import PROMPT, TEXT, read_items
 from stages.maths.statistics import Bootstrap, Draws, Estimate, draw, estimate, mean
 from stages.recipes.weights import RATIO, dealt, point
 from stages.search import STEP, Descent, Found, descend
 from stages.settings import Settings, read
-from stages.storage import new_directory, read_jsonl, write_json
+from stages.storage import new_directory, write_json
 
 _BUDGET = 512  # padded tokens a pass that only reads
 
@@ -179,7 +180,7 @@ def main(
             f"Selecting modules needs a donor with the target's tokenizer, got another in {donor}; "
             "use a blade with a bridge instead."
         )
-    rows, texts = read_jsonl(capability), read_jsonl(text)
+    rows, texts = read_items(capability, PROMPT), read_items(text, TEXT)
     encoded = encode(tokenizer, [(row["prompt"], row["answer"]) for row in rows])
     ids = tokenizer([row["text"] for row in texts], add_special_tokens=False).input_ids
     if len(encoded) < 4 or len(ids) < 3:

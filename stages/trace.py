@@ -16,6 +16,7 @@ from stages.anatomy.effects import Effects
 from stages.anatomy.encoding import answers_of, encode, texts_of
 from stages.anatomy.interventions import Kind, intervened
 from stages.anatomy.loading import load, load_tokenizer
+from stages.anatomy.local import fits
 from stages.anatomy.modules import linear_paths
 from stages.anatomy.names import layer_of, matching
 from stages.anatomy.outcomes import Judge
@@ -73,8 +74,7 @@ _COMPARED = (
 def check_alike(target: PreTrainedModel, donor: PreTrainedModel) -> None:
     """Raises BadInput unless each block of the donor fits in the place of the target's."""
     ours, theirs = blocks(target), blocks(donor)
-    shapes = [[{name: p.shape for name, p in block.named_parameters()} for block in each] for each in (ours, theirs)]
-    if type(ours[0]) is not type(theirs[0]) or shapes[0] != shapes[1]:
+    if not fits(target, donor):
         raise BadInput(
             "Tracing needs a donor of the target's architecture and equal widths, got "
             f"{len(theirs)} × {type(theirs[0]).__name__} of width {donor.config.hidden_size} for "

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from stages.anatomy.loading import load, load_tokenizer
@@ -23,10 +24,12 @@ def main(
     """
     recipe = read(params, f"transplant.{variant}", WeightsRecipe)
     receiving = load(target, device="cpu")
-    channels = None if recipe.select == "modules" else read_json(selection / "descent.json")["channels"]
+    named = recipe.select == "modules"
+    channels = None if named else read_json(selection / "descent.json")["channels"]
     mixture = Mixture(receiving, load(donor, device="cpu"), channels)
     sizes = dict(zip(mixture.names, mixture.sizes.tolist(), strict=True))
-    frontier, strengths = read_table(selection / "frontier.parquet"), read_json(selection / "strengths.json")
+    frontier = pd.DataFrame() if named else read_table(selection / "frontier.parquet")
+    strengths = [] if named else read_json(selection / "strengths.json")
     taken, row = chosen(recipe, sizes, frontier, strengths)
     mixture.set(torch.tensor([taken.get(name, 0.0) for name in mixture.names]))
     with new_directory(out) as directory:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,13 +11,12 @@ from transformers import PreTrainedModel
 
 from stages.activations import Activations
 from stages.anatomy.attention import attending
-from stages.anatomy.blocks import blocks
 from stages.anatomy.encoding import pad
 from stages.anatomy.head import logits_at
 from stages.anatomy.hooks import watching
 from stages.anatomy.lens import lens
 from stages.anatomy.names import kind_of, layer_of
-from stages.anatomy.sites import all_neurons, sites_of
+from stages.anatomy.sites import sites_of
 from stages.maths.predictions import divergence, top_agreement
 
 
@@ -79,23 +77,19 @@ def workings(model: PreTrainedModel, given: Sample) -> Workings:
     """What `model` does on a sample, in one pass and, for the early predictions, one of its head a block."""
     found, device = Workings(), model.device
     row, column = given.row.to(device), given.column.to(device)
-    sites = [site for site in sites_of(model) if kind_of(site) in ("block", "attention", "mlp")]
+    sites = [site for site in sites_of(model) if kind_of(site) in ("block", "attention", "mlp", "neurons")]
 
     def keep(site: str, state: Tensor) -> None:
-        found.states[site] = state[row, column].float()
+        layer, rows = layer_of(site), state[row, column].float()
+        if kind_of(site) == "neurons" and layer is not None:
+            found.neurons[layer] = rows
+        else:
+            found.states[site] = rows
 
     def attend(layer: int, pattern: Tensor) -> None:
         found.patterns[layer] = pattern[row, :, column].transpose(0, 1).float()
 
     with ExitStack() as stack:
-        for layer, block in enumerate(blocks(model)):
-            if (place := all_neurons(block)) is not None:
-
-                def fire(_: Any, inputs: Any, layer: int = layer, place: Any = place) -> None:
-                    state = place.read(inputs, None)
-                    found.neurons[layer] = state.reshape(*given.ids.shape, -1)[row, column].float()
-
-                stack.callback(place.module.register_forward_pre_hook(fire).remove)
         stack.enter_context(attending(model, attend))
         stack.enter_context(watching(model, {site: lambda state, site=site: keep(site, state) for site in sites}))
         final = logits_at(model, given.ids, row[given.lens], column[given.lens]).float()

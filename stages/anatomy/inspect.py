@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.anatomy.blocks import attention_of, blocks, mlp_of
+from stages.anatomy.blocks import attention_of, blocks, mlp_of, mlp_output_of
 from stages.anatomy.correspondence import ROLES, corresponding
 from stages.anatomy.loading import load, load_config, load_tokenizer
 from stages.anatomy.local import fits
-from stages.anatomy.sites import all_neurons, sites_of
+from stages.anatomy.names import neurons_of
+from stages.anatomy.sites import sites_of
 from stages.anatomy.vocabulary import shared
 from stages.errors import BadInput
 
@@ -47,8 +48,8 @@ def parts(model: PreTrainedModel) -> list[Part]:
         for part, child in (("attention", attention_of(block)), ("MLP", mlp_of(block))):
             if child is not None:
                 prefixes.append((f"{modules[id(child)]}.", part))
-        if mlp_of(block) is None and (neurons := all_neurons(block)) is not None:
-            matrices = [child for child in block.children() if isinstance(child, type(neurons.module))]
+        if mlp_of(block) is None and (last := mlp_output_of(block)) is not None:
+            matrices = [child for child in block.children() if isinstance(child, type(last))]
             prefixes += [(f"{modules[id(child)]}.", "MLP") for child in matrices]
         prefixes.append((f"{modules[id(block)]}.", "norms and others in blocks"))
     head = model.get_output_embeddings()
@@ -65,7 +66,7 @@ def patterns(model: PreTrainedModel) -> dict[str, int]:
     """The sites as patterns, such as `layers.*.mlp`, with how many sites each means."""
     found: dict[str, int] = {}
     for site in sites_of(model):
-        pattern = re.sub(r"\.\d+", ".*", site)
+        pattern = re.sub(r"\.\d+(:\d+)?", ".*", site)
         found[pattern] = found.get(pattern, 0) + 1
     return found
 
@@ -77,8 +78,7 @@ def described(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> lis
     inner, total = blocks(model), sum(part.parameters for part in parts(model))
     heads = getattr(config, "num_attention_heads", None)
     groups = getattr(config, "num_key_value_heads", None) or heads
-    neurons = all_neurons(inner[0])
-    wide = neurons and neurons.module.weight.shape[1 if isinstance(neurons.module, torch.nn.Linear) else 0]
+    wide = next((group.stop for site in sites_of(model) if (group := neurons_of(site)) is not None), None)
     tied = head is not None and head.weight is embedding.weight
     special = [f"{role.removesuffix('_token_id')} {getattr(tokenizer, role)}" for role in ROLES]
     return [

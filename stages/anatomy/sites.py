@@ -93,12 +93,6 @@ def _entering(matrix: nn.Linear | Conv1D) -> int:
     return matrix.weight.shape[0] if isinstance(matrix, Conv1D) else matrix.in_features
 
 
-def all_neurons(block: nn.Module) -> Channels | None:
-    """The neurons of a block's MLP, gated or not: what enters its last matrix; None for a mixture or no MLP."""
-    mlp = mlp_output_of(block)
-    return None if mlp is None else next((place for _, place in _neurons(mlp, 1)), None)
-
-
 def _mixture(mlp: nn.Module) -> Iterator[tuple[str, Place]]:
     """A mixture's router and experts; nothing for a plain MLP and for experts that are not one stack."""
     router, experts = _child(mlp, _ROUTER), _child(mlp, ("experts",))

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
@@ -239,9 +238,6 @@ def test_grafts_load_where_there_is_no_repository(tmp_path, root, family_graft, 
     own = {family_graft(family)[1]: family_graft(family)[0] for family in families} | {root / "spelt" / "graft": spelt}
     section = "transplant: {w: {donor: d, select: modules, modules: [layers.0, layers.1], strength: 0.5}}"
     (tmp_path / "params.yaml").write_text(section)
-    (tmp_path / "selection").mkdir()
-    (tmp_path / "selection" / "strengths.json").write_text("[]")
-    pd.DataFrame({"id": []}).to_parquet(tmp_path / "selection" / "frontier.parquet")
     weights = tmp_path / "weights"
     receiving, giving = grafts.target(root), grafts.target(root, seed=1)
     transplant_main("w", receiving, giving, tmp_path / "selection", weights, tmp_path / "params.yaml")
