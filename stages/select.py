@@ -217,9 +217,11 @@ def main(
             {"channels": settings.channels, "parts": len(names), "steps": [told(each) for each in found]},
         )
     best = point(pd.DataFrame(frontier), RATIO)
+    ratio = math.exp(best["divergence"])
+    place = "best within" if ratio <= RATIO else "none within, so the least harmful beyond"
     print(
-        f"{len(tried)} selections among {len(names)} parts; within a ratio of {RATIO}: {best['method']}, "
-        f"{best['size']} parts, {best['match']:.0%} right, ratio {math.exp(best['divergence']):.3f}"
+        f"{len(tried)} selections among {len(names)} parts; {place} a ratio of {RATIO}: {best['method']}, "
+        f"{best['size']} parts, {best['match']:.0%} right, ratio {ratio:.3f}"
     )
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from stages.anatomy.inspect import differences, main, parts, patterns, possible, told
+from stages.anatomy.names import matching
 from stages.anatomy.sites import sites_of
 from tests.families import FAMILIES, saved, tiny
 
@@ -25,6 +26,8 @@ def test_patterns_mean_every_site(family):
     model = tiny(family)
     found = patterns(model)
     assert sum(found.values()) == len(sites_of(model))
+    assert all(len(matching([pattern], sites_of(model))) == count for pattern, count in found.items())
+    assert not any(letter.isdigit() for pattern in found for letter in pattern)
     assert (found["layers.*"], found["layers.*.self_attn.heads.*"], found["norm"]) == (4, 16, 1)
 
 
