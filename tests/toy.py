@@ -36,6 +36,7 @@ PARAMS: dict[str, Any] = {
     "adopt": {"sibling": {"trained": "sibling"}, "calculator": {"trained": "calculator"}},
     "prompts": {
         "train": 400, "calibration": 8, "test": 20, "unseen": 0.3, "seed": 0, "kept_texts": 4, "kept_questions": 4,
+        "domains": ["letters"], "domain_items": {"train": 8, "calibration": 4, "test": 8, "unseen": 0.3},
     },
     "evidence": {
         "captured": ["target", "sibling", "calculator"], "aligned": ["sibling", "calculator"], "traced": ["sibling"],

@@ -5,7 +5,8 @@ from typing import Literal
 from stages.capabilities import arithmetic, dates, letters, units
 from stages.capabilities.questions import Domain
 
-Name = Literal["arithmetic", "units", "dates", "letters"]
+Further = Literal["units", "dates", "letters"]
+Name = Literal["arithmetic", Further]
 
 DOMAINS: dict[Name, Domain] = {
     "arithmetic": arithmetic.DOMAIN,
