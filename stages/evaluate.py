@@ -21,14 +21,14 @@ from stages.anatomy.encoding import encode
 from stages.anatomy.likelihood import Reference, read, score
 from stages.anatomy.loading import load, load_tokenizer
 from stages.anatomy.vocabulary import shared
+from stages.capabilities.names import Further
 from stages.command import run
 from stages.errors import BadInput
 from stages.settings import Settings
 from stages.settings import read as read_settings
 from stages.storage import new_directory, write_json
 
-Domain = Literal["units", "dates", "letters"]
-Task = Literal["capability", "retention", "text", Domain]
+Task = Literal["capability", "retention", "text", Further]
 TASKS: tuple[Task, ...] = ("capability", "retention", "text")
 
 
@@ -153,7 +153,7 @@ def evaluate(
     `tasks` holds their definitions. Divergence is from `target`; without one the model is the target itself, and has
     none. Raises BadInput when there are no items of a domain.
     """
-    for path in (prompts / "domains" / each / "test.jsonl" for each in settings.tasks if each in get_args(Domain)):
+    for path in (prompts / "domains" / each / "test.jsonl" for each in settings.tasks if each in get_args(Further)):
         if not path.is_file():
             raise BadInput(f"Expected items at {path}, but there are none; name {path.parent.name} in prompts.domains.")
     tokenizer = load_tokenizer(model)

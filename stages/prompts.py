@@ -9,7 +9,8 @@ from typing import Any
 
 import pydantic
 
-from stages.capabilities.domains import DOMAINS, Further
+from stages.capabilities.domains import DOMAINS
+from stages.capabilities.names import Further
 from stages.capabilities.questions import Domain
 from stages.command import run
 from stages.errors import BadInput

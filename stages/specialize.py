@@ -22,7 +22,8 @@ from transformers import (
 from stages.anatomy.encoding import encode, pad
 from stages.anatomy.likelihood import score
 from stages.anatomy.loading import load, load_tokenizer
-from stages.capabilities.domains import DOMAINS, Name
+from stages.capabilities.domains import DOMAINS
+from stages.capabilities.names import Name
 from stages.command import run
 from stages.rehearsal import Rehearsal, divergence, made_up
 from stages.settings import Settings, read

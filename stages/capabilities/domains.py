@@ -1,12 +1,8 @@
 """The capabilities by name."""
 
-from typing import Literal
-
 from stages.capabilities import arithmetic, dates, letters, units
+from stages.capabilities.names import Name
 from stages.capabilities.questions import Domain
-
-Further = Literal["units", "dates", "letters"]
-Name = Literal["arithmetic", Further]
 
 DOMAINS: dict[Name, Domain] = {
     "arithmetic": arithmetic.DOMAIN,
@@ -14,4 +10,3 @@ DOMAINS: dict[Name, Domain] = {
     "dates": dates.DOMAIN,
     "letters": letters.DOMAIN,
 }
-"""Units are near to arithmetic, dates less so, letters far from it."""
