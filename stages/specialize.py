@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Literal
@@ -31,7 +31,6 @@ from stages.command import run
 from stages.rehearsal import Rehearsal, divergence, made_up
 from stages.settings import Settings, read
 from stages.storage import new_directory, read_json, write_json
-
 
 CAPABILITIES: dict[str, ModuleType] = {"arithmetic": arithmetic}
 
@@ -139,6 +138,12 @@ def taught(recipe: Adapter | Scratch | Experts) -> dict[str, ModuleType]:
     return {name: CAPABILITIES[name] for name in names}
 
 
+def drawn(recipe: Adapter | Scratch | Experts) -> Iterator[arithmetic.Item]:
+    """The pool of training items, of each capability in turn."""
+    streams = (capability.stream(recipe.seed) for capability in taught(recipe).values())
+    return itertools.islice(itertools.chain.from_iterable(zip(*streams, strict=True)), recipe.pool)
+
+
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -152,9 +157,7 @@ def train(
     """
     rehearsal = recipe.rehearsal if isinstance(recipe, Adapter) else None
     told = made_up(model, tokenizer, rehearsal, recipe.seed) if rehearsal else None
-    streams = (capability.stream(recipe.seed) for capability in taught(recipe).values())
-    drawn = itertools.islice(itertools.chain.from_iterable(zip(*streams, strict=True)), recipe.pool)
-    pool = encode(tokenizer, [(item.prompt, item.answer) for item in drawn])
+    pool = encode(tokenizer, [(item.prompt, item.answer) for item in drawn(recipe)])
     ids = pad([e.ids for e in pool])
     start, end = (torch.tensor(list(bounds)) for bounds in zip(*((e.start, len(e.ids)) for e in pool), strict=True))
     columns = torch.arange(ids.shape[1])
@@ -248,9 +251,7 @@ def card(
     )
 
 
-def specialize(
-    recipe: Adapter | Scratch | Experts, target: Path, name: str, out: Path
-) -> dict[str, float | int]:
+def specialize(recipe: Adapter | Scratch | Experts, target: Path, name: str, out: Path) -> dict[str, float | int]:
     """Trains one donor and writes its directory: bfloat16 safetensors, tokenizer, model card, training record.
 
     Runs on a GPU when there is one, else on the CPU. Gives the scores that the card states.
