@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stages.anatomy.loading import load, load_tokenizer
+from stages.capabilities.domains import DOMAINS
 from stages.specialize import Experts, drawn, examine, from_scratch, imbalance, specialize, taught
 from stages.storage import read_json
 from tests.toy import DONOR
@@ -50,5 +51,5 @@ def test_a_trained_mixture_is_a_plain_model_directory_with_scores_of_each_capabi
 
 
 def test_half_of_the_training_items_are_of_each_of_two_capabilities():
-    one, other = (list(itertools.islice(module.stream(RECIPE.seed), 100)) for module in taught(RECIPE).values())
+    one, other = (list(itertools.islice(DOMAINS[name].stream(RECIPE.seed), 100)) for name in RECIPE.capabilities)
     assert list(drawn(RECIPE)) == [item for pair in zip(one, other, strict=True) for item in pair]
