@@ -65,6 +65,7 @@ PARAMS: dict[str, Any] = {
     "auto": {"chosen_blade": {"donor": "sibling", "strategy": "auto", "alpha": 0.9}},
     "transplant": {"transplant": {"donor": "sibling", "select": "frontier"}},
     "evaluate": {"budget": 4096},
+    "synergy": {},
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},
 }  # fmt: skip
