@@ -161,7 +161,7 @@ def evaluate(
     manager = TaskManager(include_path=str(tasks), include_defaults=False, metadata={"prompts": str(prompts)})
     loaded = manager.load(list(settings.tasks))
     most = {task: settings.most(task) for task in settings.tasks}
-    chosen = {task: spread(loaded["tasks"][task].eval_docs, count) for task, count in most.items() if count}
+    chosen = {task: spread(list(loaded["tasks"][task].eval_docs), count) for task, count in most.items() if count}
     beside = target.reference(tokenizer, chosen.get("text")) if target and "text" in settings.tasks else None
     judged = Judged(load(model), tokenizer, beside, settings.budget)
     done = lm_evaluate(judged, loaded, samples=chosen or None, bootstrap_iters=0, log_samples=True)

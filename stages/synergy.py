@@ -120,7 +120,7 @@ def main(name: str, survey: Path, out: Path, params: Path = Path("params.yaml"))
     settings = read(params, f"synergy.{name}", Synergy)
     frames = {each: read_table(survey / each / "items.parquet")
               for each in ("target", settings.together, *settings.singles.values())}  # fmt: skip
-    singles = {domain: frames[graft] for domain, graft in settings.singles.items()}
+    singles: dict[Name, pd.DataFrame] = {domain: frames[graft] for domain, graft in settings.singles.items()}
     write_json(out, synergy(settings, frames["target"], frames[settings.together], singles))
 
 
