@@ -247,7 +247,7 @@ def card(
         "The questions of the calibration and test splits and the held-out phrasings never occur in it.\n\n"
         f"| recipe | |\n|---|---|\n{rows}\n\nLoss: {losses[0]} at the first step, {losses[-1]} at the last.\n\n"
         f"| score on unseen test items | |\n|---|---|\n{marks}\n\n"
-        "Not for use on its own: it is a donor, and has forgotten or never had everything else.\n"
+        "Not for use on its own: it is a donor, and was judged on nothing else.\n"
     )
 
 
