@@ -1,6 +1,6 @@
 """Who takes part in an experiment: the donors, the variants, and which variant is a control for which."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,16 @@ class Role(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="allow")
 
     donor: str | None = None
+    donors: Mapping[str, Any] | Sequence[Any] = ()
+    """Several, where a recipe takes several."""
     control_for: str | None = None
     strategy: str | None = None
     """`auto` where the plan is followed."""
+
+    @property
+    def giver(self) -> str | None:
+        """The donor, where there is one and no more."""
+        return self.donor or (str(*self.donors) if len(self.donors) == 1 else None)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -28,11 +35,8 @@ class Role(pydantic.BaseModel):
         return dict(self.model_extra or {})
 
 
-class _Sections(pydantic.BaseModel):
-    adopt: dict[str, dict[str, Any]] = {}
-    inject: dict[str, Role] = {}
-    auto: dict[str, Role] = {}
-    transplant: dict[str, Role] = {}
+REPORTED = ("inject", "auto", "transplant")
+"""The sections whose variants the report judges."""
 
 
 @dataclass(frozen=True)
@@ -49,30 +53,32 @@ class Roles:
         return [control for control, role in self.variants.items() if role.control_for == name]
 
 
-def read_roles(params: Path) -> Roles:
-    """The roles that params.yaml gives in `adopt`, `inject`, `auto` and `transplant`; a missing section has nobody.
+def read_roles(params: Path, sections: Sequence[str] = REPORTED, givers: Sequence[str] = ("adopt",)) -> Roles:
+    """The roles that params.yaml gives in `sections`, with donors under `givers`; a missing section has nobody.
 
     Raises BadInput when a variant's donor or the variant that it controls does not exist.
     """
     if not params.is_file():
         raise BadInput(f"Expected a parameter file at {params}, but there is none; run from the repository root.")
-    found = yaml.safe_load(params.read_text())
-    whole = {key: value for key, value in (found or {}).items() if value is not None}
-    sections = parse({key: whole[key] for key in _Sections.model_fields if key in whole}, str(params), _Sections)
+    found = yaml.safe_load(params.read_text()) or {}
+    fields = {name: (dict[str, Role], {}) for name in sections}
+    adopted = {name: (dict[str, dict[str, Any]], {}) for name in givers}
+    model = pydantic.create_model("Sections", **fields, **adopted)  # type: ignore[call-overload]
+    told = parse({k: found[k] for k in model.model_fields if found.get(k) is not None}, str(params), model)
+    donors = {name: how for section in givers for name, how in getattr(told, section).items()}
     named: dict[str, Role] = {}
     home: dict[str, str] = {}
-    for section in ("inject", "auto", "transplant"):
-        for name, role in getattr(sections, section).items():
+    for section in sections:
+        for name, role in getattr(told, section).items():
             if name in named:
                 raise BadInput(f"{home[name]} and {section} both have a variant {name!r}, expected one of them; "
                                "rename the other.")  # fmt: skip
             named[name] = role.model_copy(update={"strategy": "auto"}) if section == "auto" else role
             home[name] = section
     for name, role in named.items():
-        if role.donor is not None and role.donor not in sections.adopt:
-            raise BadInput(
-                f"{name}: the donor {role.donor!r} is not under adopt; {nearest(role.donor, sections.adopt)}"
-            )
+        if role.donor not in (None, "target", *donors):
+            under = " or ".join(givers)
+            raise BadInput(f"{name}: the donor {role.donor!r} is not under {under}; {nearest(str(role.donor), donors)}")
         if role.control_for is not None and (role.control_for not in named or named[role.control_for].control_for):
             valid = [other for other, its in named.items() if not its.control_for]
             raise BadInput(f"{name}: control_for names {role.control_for!r}, expected a variant that is no control; "
@@ -81,7 +87,7 @@ def read_roles(params: Path) -> Roles:
     for name, role in named.items():
         if role.control_for is None:
             ordered |= {name: role} | {c: its for c, its in named.items() if its.control_for == name}
-    return Roles(sections.adopt, ordered)
+    return Roles(donors, ordered)
 
 
 def models(summary: Mapping[str, Any], roles: Roles) -> list[tuple[str, str, Mapping[str, Any]]]:

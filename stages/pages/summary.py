@@ -42,7 +42,7 @@ def summarize(items: Mapping[str, pd.DataFrame], roles: Roles, bootstrap: Bootst
         figures |= dict.fromkeys(_OF_VARIANTS, Undefined("only variants have one"))
         if role:
             controls = [models[control] for control in roles.controls(name) if control in models]
-            figures |= as_graft(shared, model, models.get(role.donor or ""), controls)
+            figures |= as_graft(shared, model, models.get(role.giver or ""), controls)
         if name == "target":
             figures |= dict.fromkeys(_AGAINST_TARGET, Undefined("the target against itself"))
         return _entry(figures) | _details(shared, model, against=name != "target")
@@ -52,7 +52,7 @@ def summarize(items: Mapping[str, pd.DataFrame], roles: Roles, bootstrap: Bootst
     for name, role in roles.variants.items():
         controls = {control: variants[control] for control in roles.controls(name)}
         verdict = judge(variants[name], controls, role.control_for, rules)
-        variants[name] |= {"donor": role.donor, "control_for": role.control_for, **verdict}
+        variants[name] |= {"donor": role.giver, "control_for": role.control_for, **verdict}
     return {"target": entry("target"), "donors": donors, "variants": variants}
 
 

@@ -1,0 +1,105 @@
+"""Every way to graft side by side: each variant judged beside its control, with what its making showed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from stages.capabilities.names import task_of
+from stages.command import run
+from stages.errors import BadInput
+from stages.maths import statistics
+from stages.maths.statistics import Bootstrap, Estimate
+from stages.pages.gallery import WAYS, render
+from stages.pages.roles import Roles, read_roles
+from stages.pages.summary import summarize
+from stages.pages.verdict import Rules
+from stages.pages.words import markdown
+from stages.report import Report
+from stages.settings import read
+from stages.storage import new_directory, read_json, write_json
+from stages.tables import read_table
+
+DOMAINS = ("arithmetic", "units", "dates", "letters")
+
+
+def alike(rows: pd.DataFrame, sample: pd.DataFrame) -> pd.DataFrame:
+    """Those of a model's rows whose task and id are in `sample`, in its order.
+
+    Raises BadInput when one is missing.
+    """
+    keyed = rows.set_index(["task", "id"], drop=False)
+    wanted = pd.MultiIndex.from_frame(sample[["task", "id"]])
+    if not wanted.isin(keyed.index).all():
+        raise BadInput("Expected a survey on items that the target was evaluated on, got others; run `dvc repro`.")
+    return keyed.loc[wanted].reset_index(drop=True)
+
+
+def by_domain(items: Mapping[str, pd.DataFrame], names: Mapping[str, str], bootstrap: Bootstrap) -> list[dict]:
+    """Rows of right answers by domain, for the models in `names` (name → role) that were asked about several."""
+    rows = []
+    for name, role in names.items():
+        if name not in items:
+            continue
+        cells: dict[str, Any] = {}
+        for domain in DOMAINS:
+            part = items[name].loc[items[name].task == task_of(domain)]
+            if len(part):
+                draws = statistics.draw(part.cluster.to_numpy(), bootstrap)
+                found = statistics.accuracy(draws, part.right.to_numpy(dtype=float))
+                cells[domain] = found.rounded() if isinstance(found, Estimate) else None
+            else:
+                cells[domain] = None
+        if sum(cell is not None for cell in cells.values()) > 1:
+            rows.append({"name": name, "role": role, "cells": cells})
+    return rows
+
+
+def gallery(
+    settings: Report, roles: Roles, evaluated: Mapping[str, pd.DataFrame], surveyed: Mapping[str, pd.DataFrame]
+) -> tuple[dict[str, Any], list[dict]]:
+    """The summary of all surveyed variants, on the items that they have in common, and the rows by domain.
+
+    `evaluated` are the rows of the target and the donors, `surveyed` those of the variants and of models asked about
+    several domains. Raises BadInput when nothing was surveyed.
+    """
+    variants = {name: rows for name, rows in surveyed.items() if name in roles.variants}
+    whole = {name: rows for name, rows in variants.items() if (rows.task == "retention").any()}
+    if not whole:
+        raise BadInput("Expected surveyed variants, got none; run `dvc repro` to make them.")
+    sample = next(iter(whole.values()))
+    sample = sample.loc[sample.task.isin(("capability", "retention", "text"))]
+    items = {name: alike(rows, sample) for name, rows in evaluated.items() if name in ("target", *roles.donors)}
+    items |= {name: alike(rows, sample) for name, rows in whole.items()}
+    bootstrap = Bootstrap(settings.resamples, settings.confidence, settings.seed)
+    summary = summarize(items, roles, bootstrap, Rules(settings.perplexity_limit, settings.margin))
+    names = {name: "model" for name in surveyed if name not in roles.variants} | dict.fromkeys(variants, "variant")
+    return summary, by_domain(surveyed, names, bootstrap)
+
+
+def main(
+    evaluation: Path, survey: Path, making: Path, synergy: Path, out: Path, params: Path = Path("params.yaml")
+) -> None:
+    """Lay out every way to graft, judged by the rules that params.yaml gives under `report`."""
+    settings = read(params, "report", Report)
+    given = yaml.safe_load(params.read_text())
+    ways = {way: list(given.get(way) or {}) for way in WAYS}
+    roles = read_roles(params, tuple(WAYS))
+    evaluated = {path.parent.name: read_table(path) for path in sorted(evaluation.glob("*/items.parquet"))}
+    surveyed = {path.parent.name: read_table(path) for path in sorted(survey.glob("*/items.parquet"))}
+    makings = {path.stem: read_json(path) for path in sorted(making.glob("*.json"))}
+    synergies = {path.stem: read_json(path) for path in sorted(synergy.glob("*.json"))}
+    summary, domains = gallery(settings, roles, evaluated, surveyed)
+    page = render(summary, roles, ways, makings, domains, synergies, settings.model_dump())
+    with new_directory(out) as directory:
+        told = {"summary": summary, "making": makings, "domains": domains, "synergy": synergies}
+        write_json(directory / "gallery.json", told)
+        (directory / "gallery.md").write_text(markdown(summary, roles), encoding="utf-8")
+        (directory / "index.html").write_text(page, encoding="utf-8")
+    print(f"{len(surveyed)} models in {sum(map(bool, ways.values()))} ways")
+
+
+if __name__ == "__main__":
+    run(main)
