@@ -1,0 +1,186 @@
+"""A graft merged from whole models of one architecture, tensor by tensor, with the target as the base.
+
+The formulas are ours, held to PEFT's functions by tests: they are few lines each, and so a merge needs no more memory
+than one tensor of each model, knows every architecture whose files agree, and gives the same bytes again. mergekit
+0.1.5 fits today's dependencies (it asks for transformers 5, pydantic from 2.10 and PEFT from 0.18, and brings
+immutables, protobuf and sentencepiece), so it is an optional extra for its further methods, run as a program and not
+imported since its licence is the LGPL: `pip install 'graftline[mergekit]'`.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from stages.anatomy.loading import load_config, load_tokenizer
+from stages.anatomy.vocabulary import shared
+from stages.anatomy.weights import Weights, rounded, write_model
+from stages.command import run
+from stages.errors import BadInput
+from stages.making import curve, write_making
+from stages.maths.merging import conflicts
+from stages.recipes.merge import MergeRecipe, merged
+from stages.settings import read
+from stages.storage import new_directory
+
+
+@dataclass
+class Moves:
+    """How far a graft's tensors are from the target's, gathered as they pass; sums of squares in float64."""
+
+    moved: int = 0
+    """Entries that differ."""
+    disputed: int = 0
+    """Entries that two donors would move in opposite directions."""
+    along: float = 0.0
+    """⟨graft − target, Σ wᵢ τᵢ⟩"""
+    wanted: float = 0.0
+    """‖Σ wᵢ τᵢ‖²"""
+    size: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    """‖target‖² by block, -1 for what is in none."""
+    move: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    """‖graft − target‖², likewise."""
+
+    def note(self, name: str, before: torch.Tensor, after: torch.Tensor, wanted: torch.Tensor | None) -> None:
+        """Takes in a tensor; `wanted` is Σ wᵢ τᵢ."""
+        match = re.search(r"\.(\d+)\.", name)
+        block = int(match[1]) if match else -1
+        change = (after.float() - before.float()).double()
+        self.moved += int((change != 0).sum())
+        self.size[block] += float(before.double().square().sum())
+        self.move[block] += float(change.square().sum())
+        if wanted is not None:
+            self.along += float((change * wanted).sum())
+            self.wanted += float(wanted.double().square().sum())
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """The move's length over the target's weights', and its cosine with the sum of the weighted task vectors."""
+        length, whole = sum(self.move.values()) ** 0.5, sum(self.size.values()) ** 0.5
+        both = length * self.wanted**0.5
+        return {
+            "relative_move": length / whole if whole else None,
+            "cosine_to_task_vectors": self.along / both if both else None,
+            "disputed_entries": self.disputed,
+        }
+
+    @property
+    def by_block(self) -> list[tuple[float, float]]:
+        """The length of the move over that of the target's weights, by block."""
+        return [
+            (block, (self.move[block] / size) ** 0.5) for block, size in sorted(self.size.items()) if block >= 0 < size
+        ]
+
+
+def check_alike(target: Path, donors: Mapping[str, Path]) -> tuple[Weights, list[Weights]]:
+    """The weights of target and donors; BadInput unless all have the same tensors, tokens and architecture."""
+    ours, tokenizer, kind = Weights(target), load_tokenizer(target), load_config(target).model_type
+    found = []
+    for name, path in donors.items():
+        theirs = Weights(path)
+        remedy = "merge models of one architecture, or use a blade with a bridge"
+        if (other := load_config(path).model_type) != kind:
+            raise BadInput(f"Expected donor {name!r} to be a {kind} as the target is, got a {other}; {remedy}.")
+        if differing := sorted(set(ours) ^ set(theirs)):
+            raise BadInput(
+                f"Expected donor {name!r} to have the target's {len(ours)} tensors, got {differing[0]} in one of both "
+                f"alone; {remedy}."
+            )
+        for tensor in ours:
+            shapes = ours.shapes[tensor], theirs.shapes[tensor]
+            if shapes[0] != shapes[1]:
+                raise BadInput(
+                    f"Expected {tensor} of donor {name!r} to have the target's shape {list(shapes[0])}, got "
+                    f"{list(shapes[1])}; {remedy}."
+                )
+        if not shared(tokenizer, load_tokenizer(path)):
+            raise BadInput(
+                f"Expected donor {name!r} to have the target's tokenizer, got another, so that rows of its embeddings "
+                "mean other tokens; transplant modules or use a blade with a bridge."
+            )
+        found.append(theirs)
+    return ours, found
+
+
+def merge(recipe: MergeRecipe, target: Path, donors: Mapping[str, Path], out: Path) -> Moves:
+    """Writes the graft `out`; `donors` are the recipe's, in its order.
+
+    Norms and embeddings are merged as all else is; a tied head has no tensor of its own and stays tied. Computes in
+    float32 and rounds once to bfloat16. Raises BadInput before any work where models are not alike.
+    """
+    ours, theirs = check_alike(target, donors)
+    weights, moves = torch.tensor(list(recipe.donors.values())), Moves()
+
+    def tensors(made: Mapping[str, torch.Tensor] | None) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, before in ours.items():
+            after, wanted = before, None
+            if before.is_floating_point():
+                stack = torch.stack([each[name].float() for each in theirs])
+                after = merged(recipe, name, before.float(), stack) if made is None else made[name]
+                vectors = stack - before.float()
+                wanted = torch.tensordot(weights, vectors, dims=1)
+                moves.disputed += int(conflicts(vectors)) if len(theirs) > 1 else 0
+            after = rounded(after)
+            moves.note(name, before, after, wanted)
+            yield name, after
+
+    with new_directory(out) as directory, tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
+        made = None if recipe.mergekit is None else run_mergekit(recipe.mergekit, recipe, target, donors, Path(scratch))
+        write_model(directory, target, tensors(made))
+    return moves
+
+
+def run_mergekit(
+    configuration: Mapping[str, Any], recipe: MergeRecipe, target: Path, donors: Mapping[str, Path], scratch: Path
+) -> Weights:
+    """What the program mergekit-yaml makes of its own `configuration` for these models, in `scratch`.
+
+    Raises BadInput where it is not installed or fails.
+    """
+    program = shutil.which("mergekit-yaml")
+    if program is None:
+        raise BadInput(
+            "Expected the program mergekit-yaml for method: mergekit, got none on the PATH; run "
+            "`pip install 'graftline[mergekit]'` or name another method."
+        )
+    models = [
+        {"model": str(path.resolve()), "parameters": {"weight": recipe.donors[name]}} for name, path in donors.items()
+    ]
+    plain = {"base_model": str(target.resolve()), "models": models, "dtype": "float32", "out_dtype": "bfloat16"}
+    (scratch / "merge.yaml").write_text(yaml.safe_dump(plain | dict(configuration)))
+    ended = subprocess.run(
+        [program, scratch / "merge.yaml", scratch / "made", "--quiet", "--random-seed", str(recipe.seed)],
+        capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    if ended.returncode:
+        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+        raise BadInput(f"mergekit-yaml refused the configuration ({last}); correct the variant's mergekit section.")
+    made = Weights(scratch / "made")
+    if not Weights(target).shapes.items() <= made.shapes.items():
+        raise BadInput(
+            "Expected mergekit to keep the target's tensors and their shapes, got others; leave slices and tokenizers "
+            "out of the variant's mergekit section."
+        )
+    return made
+
+
+def main(variant: str, target: Path, models: Path, out: Path, making: Path, params: Path = Path("params.yaml")) -> None:
+    """Build the graft of the variant that params.yaml describes under `merge`, from donors under `models`."""
+    recipe = read(params, f"merge.{variant}", MergeRecipe)
+    moves = merge(recipe, target, {name: models / name for name in recipe.donors}, out)
+    lines = {"Change of the weights by block": curve("block", "‖graft − target‖ / ‖target‖", moves.by_block)}
+    write_making(making, "merge", list(recipe.donors), recipe, moves.moved, 0, moves.figures, lines)
+    print(f"{recipe.method} of {', '.join(recipe.donors)}: {moves.moved:,} parameters moved")
+
+
+if __name__ == "__main__":
+    run(main)
