@@ -8,11 +8,9 @@ imported since its licence is the LGPL: `pip install 'graftline[mergekit]'`.
 """
 
 import os
-import re
 import shutil
 import subprocess
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,59 +24,32 @@ from stages.anatomy.vocabulary import shared
 from stages.anatomy.weights import Weights, rounded, write_model
 from stages.command import run
 from stages.errors import BadInput
-from stages.making import curve, write_making
+from stages.making import write_making
 from stages.maths.merging import conflicts
+from stages.moves import Moves
 from stages.recipes.merge import MergeRecipe, merged
 from stages.settings import read
 from stages.storage import new_directory
 
 
 @dataclass
-class Moves:
-    """How far a graft's tensors are from the target's, gathered as they pass; sums of squares in float64."""
+class Merged:
+    """What a merge did."""
 
-    moved: int = 0
-    """Entries that differ."""
+    moves: Moves = field(default_factory=Moves)
     disputed: int = 0
     """Entries that two donors would move in opposite directions."""
     along: float = 0.0
     """⟨graft − target, Σ wᵢ τᵢ⟩"""
     wanted: float = 0.0
     """‖Σ wᵢ τᵢ‖²"""
-    size: dict[int, float] = field(default_factory=lambda: defaultdict(float))
-    """‖target‖² by block, -1 for what is in none."""
-    move: dict[int, float] = field(default_factory=lambda: defaultdict(float))
-    """‖graft − target‖², likewise."""
-
-    def note(self, name: str, before: torch.Tensor, after: torch.Tensor, wanted: torch.Tensor | None) -> None:
-        """Takes in a tensor; `wanted` is Σ wᵢ τᵢ."""
-        match = re.search(r"\.(\d+)\.", name)
-        block = int(match[1]) if match else -1
-        change = (after.float() - before.float()).double()
-        self.moved += int((change != 0).sum())
-        self.size[block] += float(before.double().square().sum())
-        self.move[block] += float(change.square().sum())
-        if wanted is not None:
-            self.along += float((change * wanted).sum())
-            self.wanted += float(wanted.double().square().sum())
 
     @property
     def figures(self) -> dict[str, float | None]:
-        """The move's length over the target's weights', and its cosine with the sum of the weighted task vectors."""
-        length, whole = sum(self.move.values()) ** 0.5, sum(self.size.values()) ** 0.5
-        both = length * self.wanted**0.5
-        return {
-            "relative_move": length / whole if whole else None,
-            "cosine_to_task_vectors": self.along / both if both else None,
-            "disputed_entries": self.disputed,
-        }
-
-    @property
-    def by_block(self) -> list[tuple[float, float]]:
-        """The length of the move over that of the target's weights, by block."""
-        return [
-            (block, (self.move[block] / size) ** 0.5) for block, size in sorted(self.size.items()) if block >= 0 < size
-        ]
+        """The move's length, its cosine with the weighted sum of the task vectors, and how often donors disagree."""
+        both = self.moves.length * self.wanted**0.5
+        cosine = self.along / both if both else None
+        return self.moves.figures | {"cosine_to_task_vectors": cosine, "disputed_entries": self.disputed}
 
 
 def check_alike(target: Path, donors: Mapping[str, Path]) -> tuple[Weights, list[Weights]]:
@@ -111,32 +82,33 @@ def check_alike(target: Path, donors: Mapping[str, Path]) -> tuple[Weights, list
     return ours, found
 
 
-def merge(recipe: MergeRecipe, target: Path, donors: Mapping[str, Path], out: Path) -> Moves:
+def merge(recipe: MergeRecipe, target: Path, donors: Mapping[str, Path], out: Path) -> Merged:
     """Writes the graft `out`; `donors` are the recipe's, in its order.
 
     Norms and embeddings are merged as all else is; a tied head has no tensor of its own and stays tied. Computes in
     float32 and rounds once to bfloat16. Raises BadInput before any work where models are not alike.
     """
     ours, theirs = check_alike(target, donors)
-    weights, moves = torch.tensor(list(recipe.donors.values())), Moves()
+    weights, told = torch.tensor(list(recipe.donors.values())), Merged()
 
     def tensors(made: Mapping[str, torch.Tensor] | None) -> Iterator[tuple[str, torch.Tensor]]:
         for name, before in ours.items():
-            after, wanted = before, None
+            after = before
             if before.is_floating_point():
                 stack = torch.stack([each[name].float() for each in theirs])
-                after = merged(recipe, name, before.float(), stack) if made is None else made[name]
+                after = rounded(merged(recipe, name, before.float(), stack) if made is None else made[name])
                 vectors = stack - before.float()
-                wanted = torch.tensordot(weights, vectors, dims=1)
-                moves.disputed += int(conflicts(vectors)) if len(theirs) > 1 else 0
-            after = rounded(after)
-            moves.note(name, before, after, wanted)
+                wanted = torch.tensordot(weights, vectors, dims=1).double()
+                told.along += float(((after.float() - before.float()) * wanted).sum())
+                told.wanted += float(wanted.square().sum())
+                told.disputed += int(conflicts(vectors))
+            told.moves.note(name, before, after)
             yield name, after
 
     with new_directory(out) as directory, tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
         made = None if recipe.mergekit is None else run_mergekit(recipe.mergekit, recipe, target, donors, Path(scratch))
         write_model(directory, target, tensors(made))
-    return moves
+    return told
 
 
 def run_mergekit(
@@ -176,10 +148,9 @@ def run_mergekit(
 def main(variant: str, target: Path, models: Path, out: Path, making: Path, params: Path = Path("params.yaml")) -> None:
     """Build the graft of the variant that params.yaml describes under `merge`, from donors under `models`."""
     recipe = read(params, f"merge.{variant}", MergeRecipe)
-    moves = merge(recipe, target, {name: models / name for name in recipe.donors}, out)
-    lines = {"Change of the weights by block": curve("block", "‖graft − target‖ / ‖target‖", moves.by_block)}
-    write_making(making, "merge", list(recipe.donors), recipe, moves.moved, 0, moves.figures, lines)
-    print(f"{recipe.method} of {', '.join(recipe.donors)}: {moves.moved:,} parameters moved")
+    told = merge(recipe, target, {name: models / name for name in recipe.donors}, out)
+    write_making(making, "merge", list(recipe.donors), recipe, told.moves.moved, 0, told.figures, told.moves.curves)
+    print(f"{recipe.method} of {', '.join(recipe.donors)}: {told.moves.moved:,} parameters moved")
 
 
 if __name__ == "__main__":

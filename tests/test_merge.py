@@ -55,26 +55,28 @@ def test_half_the_way_is_the_mean_of_all_weights_in_every_family(family, tmp_pat
 @pytest.mark.parametrize("method", METHODS)
 def test_a_merge_with_itself_changes_no_logit(family, method, tmp_path):
     target = grafts.target(tmp_path, family)
-    moves = merge(recipe(method, {"one": 0.4}, **METHODS[method]), target, {"one": target}, tmp_path / "out")
+    told = merge(recipe(method, {"one": 0.4}, **METHODS[method]), target, {"one": target}, tmp_path / "out")
     with torch.no_grad():
         before, after = (load(path)(input_ids=IDS).logits for path in (target, tmp_path / "out"))
     assert torch.equal(before, after)
-    assert moves.moved == 0 and moves.figures["relative_move"] == 0 and moves.figures["cosine_to_task_vectors"] is None
+    assert (
+        told.moves.moved == 0 and told.figures["relative_move"] == 0 and told.figures["cosine_to_task_vectors"] is None
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_whole_weight_of_one_donor_is_the_donor(method, models, tmp_path):
-    moves = merge(recipe(method, **METHODS[method]), models / "target", {"one": models / "one"}, tmp_path / "out")
+    told = merge(recipe(method, **METHODS[method]), models / "target", {"one": models / "one"}, tmp_path / "out")
     given = weights(models / "one")
     for name, value in weights(tmp_path / "out").items():
         torch.testing.assert_close(value, given[name], rtol=2**-8, atol=1e-6)
-    assert moves.figures["cosine_to_task_vectors"] == pytest.approx(1, abs=1e-4)
+    assert told.figures["cosine_to_task_vectors"] == pytest.approx(1, abs=1e-4)
 
 
 def test_two_donors_merge_by_their_weights_and_their_disputes_are_counted(models, tmp_path):
     given = {"one": 0.5, "two": -0.25}
-    moves = merge(recipe("task_arithmetic", given), models / "target",
-                  {name: models / name for name in given}, tmp_path / "out")  # fmt: skip
+    told = merge(recipe("task_arithmetic", given), models / "target",
+                 {name: models / name for name in given}, tmp_path / "out")  # fmt: skip
     target, one, two = (weights(models / name) for name in ("target", "one", "two"))
     disputed = 0
     for name, value in weights(tmp_path / "out").items():
@@ -82,15 +84,15 @@ def test_two_donors_merge_by_their_weights_and_their_disputes_are_counted(models
         disputed += int((vectors[0] * vectors[1] < 0).sum())
         expected = (target[name] + 0.5 * vectors[0] - 0.25 * vectors[1]).to(torch.bfloat16).float()
         torch.testing.assert_close(value, expected, rtol=2**-7, atol=1e-6)
-    assert moves.figures["disputed_entries"] == disputed > 0
+    assert told.figures["disputed_entries"] == disputed > 0
 
 
 def test_a_random_merge_goes_as_far_and_elsewhere_and_comes_out_the_same_again(models, tmp_path):
     found = {}
     for name, method, seed in (("task", "task_arithmetic", 0), ("random", "random", 0), ("again", "random", 0),
                                ("other", "random", 1)):  # fmt: skip
-        moves = merge(recipe(method, seed=seed), models / "target", {"one": models / "one"}, tmp_path / name)
-        found[name] = moves.figures
+        told = merge(recipe(method, seed=seed), models / "target", {"one": models / "one"}, tmp_path / name)
+        found[name] = told.figures
     assert found["random"]["relative_move"] == pytest.approx(found["task"]["relative_move"], rel=1e-3)
     assert abs(found["random"]["cosine_to_task_vectors"] or 1) < 0.02
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("random", "again", "other")]

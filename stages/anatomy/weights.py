@@ -1,4 +1,4 @@
-"""A model directory's weights tensor by tensor: read when asked for, written as they come, never a whole model at once."""
+"""A model directory's weights tensor by tensor: read when asked for, written as they come, never all at once."""
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
