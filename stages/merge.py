@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 
+from stages.anatomy.geometry import check_geometry
 from stages.anatomy.loading import load_config, load_tokenizer
 from stages.anatomy.vocabulary import shared
 from stages.anatomy.weights import Weights, rounded, write_model
@@ -54,13 +55,12 @@ class Merged:
 
 def check_alike(target: Path, donors: Mapping[str, Path]) -> tuple[Weights, list[Weights]]:
     """The weights of target and donors; BadInput unless all have the same tensors, tokens and architecture."""
-    ours, tokenizer, kind = Weights(target), load_tokenizer(target), load_config(target).model_type
+    ours, tokenizer, config = Weights(target), load_tokenizer(target), load_config(target)
     found = []
     for name, path in donors.items():
         theirs = Weights(path)
-        remedy = "merge models of one architecture, or use a blade with a bridge"
-        if (other := load_config(path).model_type) != kind:
-            raise BadInput(f"Expected donor {name!r} to be a {kind} as the target is, got a {other}; {remedy}.")
+        remedy = "merge models that are built and saved alike, or use a blade with a bridge"
+        check_geometry(config, load_config(path), name)
         if differing := sorted(set(ours) ^ set(theirs)):
             raise BadInput(
                 f"Expected donor {name!r} to have the target's {len(ours)} tensors, got {differing[0]} in one of both "

@@ -151,9 +151,13 @@ def test_shards_hold_the_same_tensors_and_no_file_is_above_the_limit(models, tmp
 @pytest.mark.parametrize(
     ("made", "sentence"),
     [
-        (lambda: tiny("llama", intermediate_size=48, vocab_size=320), "to have the target's shape .*, got .*blade"),
-        (lambda: tiny("llama", num_hidden_layers=3, vocab_size=320), "to have the target's 39 tensors, got model.lay"),
-        (lambda: tiny("mistral", vocab_size=320), "to be a llama as the target is, got a mistral; merge models of one"),
+        (
+            lambda: tiny("llama", intermediate_size=48, vocab_size=320),
+            "the target's intermediate_size 64, got 48; take",
+        ),
+        (lambda: tiny("llama", num_attention_heads=8, vocab_size=320), "the target's num_attention_heads 4, got 8"),
+        (lambda: tiny("mistral", vocab_size=320), "the target's model_type llama, got mistral; take weights from"),
+        (lambda: tiny("llama", tie_word_embeddings=True, vocab_size=320), "39 tensors, got lm_head.weight in one of"),
         (lambda: tiny("llama", 1), "to have the target's shape"),
     ],
 )
