@@ -58,32 +58,43 @@ def difference(target: PreTrainedModel, donor: PreTrainedModel, rank: int) -> tu
     return found, sum(change.energy for change in found.values()), whole
 
 
-def find(
-    recipe: AdapterRecipe, target: PreTrainedModel, directory: Path, models: Path, donors: Path, text: Path
-) -> Found:
-    """The variant's changes: each donor's, strengthened, added up, cut to the rank; or drawn anew as long as those.
+@dataclass(frozen=True)
+class Places:
+    """Where a variant's inputs lie."""
 
-    `directory` is the target's; adapters lie under `donors`, models under `models`.
-    """
+    target: Path
+    models: Path
+    """The models' directories, by name."""
+    donors: Path
+    """The adapters' directories, by name."""
+    text: Path
+    """What bridges are fitted on."""
+
+
+def of_donor(
+    recipe: AdapterRecipe, name: str, target: PreTrainedModel, places: Places
+) -> tuple[Mapping[str, LowRank], dict[str, float | None]]:
+    """One donor's changes of `target` at strength 1, and what finding them told."""
+    if recipe.rank is not None and recipe.source == "difference":
+        changes, kept, whole = difference(target, load(places.models / name, device="cpu"), recipe.rank)
+        return changes, {f"explained_energy_{name}": kept / whole}
+    if recipe.base is None:
+        return read_adapter(places.donors / name, target), {}
+    base = load(places.models / recipe.base, device="cpu")
+    tokenizers = load_tokenizer(places.target), load_tokenizer(places.models / recipe.base)
+    texts = [row["text"] for row in read_items(places.text, TEXT, recipe.texts)]
+    moved = carried(read_adapter(places.donors / name, base), target, base, tokenizers, texts, recipe.strength)
+    sides = (("into", moved.into), ("out", moved.out))
+    return moved.changes, {f"{side}_r2_{kind}_{name}": v for side, told in sides for kind, v in summary(told)}
+
+
+def find(recipe: AdapterRecipe, target: PreTrainedModel, places: Places) -> Found:
+    """The variant's changes: each donor's, strengthened, added up, cut to the rank; or drawn anew as long as those."""
     every: list[Mapping[str, LowRank]] = []
     figures: dict[str, float | None] = {}
-    if recipe.source == "bridge":
-        assert recipe.base is not None
-        base = load(models / recipe.base, device="cpu")
-        tokenizers = load_tokenizer(directory), load_tokenizer(models / recipe.base)
-        texts = [row["text"] for row in read_items(text, TEXT, recipe.texts)]
     for name, strength in recipe.donors.items():
-        if recipe.source == "difference":
-            assert recipe.rank is not None
-            changes, kept, whole = difference(target, load(models / name, device="cpu"), recipe.rank)
-            figures[f"explained_energy_{name}"] = kept / whole
-        elif recipe.source == "bridge":
-            moved = carried(read_adapter(donors / name, base), target, base, tokenizers, texts, recipe.strength)
-            for side, told in (("into", moved.into), ("out", moved.out)):
-                figures |= {f"{side}_r2_{which}_{name}": value for which, value in summary(told)}
-            changes = moved.changes
-        else:
-            changes = read_adapter(donors / name, target)
+        changes, told = of_donor(recipe, name, target, places)
+        figures |= told
         every.append({path: change.scaled(strength) for path, change in changes.items()})
     paths = [path for path, _ in target.named_modules() if any(path in changes for changes in every)]
     added = {path: total([changes[path] for changes in every if path in changes]) for path in paths}
@@ -131,7 +142,7 @@ def main(
     """Build the graft of the variant that params.yaml describes under `adapt`."""
     recipe = read(params, f"adapt.{variant}", AdapterRecipe)
     receiving = load(target, device="cpu")
-    found = find(recipe, receiving, target, models, donors, text)
+    found = find(recipe, receiving, Places(target, models, donors, text))
     moves = adapt(found, receiving, target, out)
     points = [(float(rank), share) for rank, share in enumerate(found.spectrum, start=1)]
     lines = {**moves.curves, "Squared change held by the leading ranks": curve("ranks", "share", points)}

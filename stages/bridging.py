@@ -1,6 +1,6 @@
 """An adapter's changes carried into a model of another width, by maps between both models' states of the same texts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -130,15 +130,16 @@ def _passing(model: PreTrainedModel, ids: list[int], paths: list[str], rows: tor
     """What passes through modules at some tokens of one text."""
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def hook(path: str, entering: torch.Tensor, leaving: torch.Tensor) -> None:
+    def keep(path: str, entering: torch.Tensor, leaving: torch.Tensor) -> None:
         flat = [each.reshape(len(ids), -1)[rows].float() for each in (entering, leaving)]  # OPT's see no batches
         found[path] = flat[0], flat[1]
 
+    def hook_for(path: str) -> Callable[..., None]:
+        return lambda _module, inputs, output: keep(path, inputs[0], output)
+
     with ExitStack() as stack:
         for path in paths:
-            module = model.get_submodule(path)
-            handle = module.register_forward_hook(lambda _m, inputs, output, path=path: hook(path, inputs[0], output))
-            stack.callback(handle.remove)
+            stack.callback(model.get_submodule(path).register_forward_hook(hook_for(path)).remove)
         model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
     return found
 

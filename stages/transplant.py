@@ -57,7 +57,8 @@ def swept(
             harm.append((count, float(outcome.divergence.sum()) / tokens))
         curves[f"answers right at strength {strength:g}"] = curve("components", "exact match", right)
         curves[f"divergence at strength {strength:g}"] = curve("components", "KL(target ‖ graft), nats a token", harm)
-    return {"sweep_prompts": len(outcome.match), "sweep_tokens": tokens}, curves
+    answers = len({int(item) for batch in judge.answers for item in batch.item})
+    return {"sweep_prompts": answers, "sweep_tokens": tokens}, curves
 
 
 def of_frontier(frontier: pd.DataFrame, row: Mapping[str, Any]) -> tuple[Figures, dict[str, Curve]]:

@@ -42,7 +42,8 @@ def test_between_twins_the_change_itself_arrives_as_far_as_the_texts_reach():
     assert moved.changes.keys() == given.keys()
     assert min(moved.into.values()) > 0.999 and min(moved.out.values()) > 0.999
     before = logits(target)
-    fuse(target, moved.changes), fuse(donor, given)
+    fuse(target, moved.changes)
+    fuse(donor, given)
     ours, theirs = logits(target) - before, logits(donor) - before
     assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > 0.95
     assert float(ours.norm() / theirs.norm()) == pytest.approx(1, abs=0.1)

@@ -92,7 +92,7 @@ def test_settings_that_do_not_go_together_are_refused(given):
 def built(variant: str, receiving: Path, giving: Path, root: Path, out: Path) -> dict:
     """What the stage tells of the graft that it wrote to `out`."""
     items = [root / f"{name}.jsonl" for name in ("capability", "text")]
-    main(variant, receiving, giving, root, out, root / "making.json", *items, root / "params.yaml")
+    main(variant, receiving, giving, root, out, root / "making.json", items[0], items[1], root / "params.yaml")
     return read_json(root / "making.json")
 
 

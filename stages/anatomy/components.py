@@ -64,7 +64,7 @@ def components(model: PreTrainedModel) -> dict[str, tuple[Piece, ...]]:
                 piece for module in _matrices(block, mlp) for piece in found[_site(found, names[id(module)])]
             ]
         experts = getattr(mlp, "experts", None)
-        for number in range(getattr(experts, "num_experts", None) or 0):
+        for number in range(getattr(experts, "num_experts", 0) if isinstance(experts, nn.Module) else 0):
             found[f"layers.{index}.mlp.experts.{number}"] = [
                 Piece(f"{names[id(experts)]}.{name}", 0, (number,)) for name, _ in experts.named_parameters()
             ]
