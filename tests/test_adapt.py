@@ -30,10 +30,12 @@ FORMS = {
 
 
 def adapter(family: str, root: Path, seed: int = 0, model=None, **given) -> Path:
-    """A random adapter of a tiny model, as PEFT saves it; of a mixture's experts, which are no linear modules, none."""
-    modules = ["q_proj", "k_proj", "v_proj", "o_proj"] if family == "mixtral" else "all-linear"
+    """A random adapter of a tiny model, as PEFT saves it; a mixture's of attention, since PEFT takes experts too."""
+    plain = model or tiny(family)
+    mixture = any(name.endswith("experts") for name, _ in plain.named_modules())
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj"] if mixture else "all-linear"
     config = {"r": 4, "lora_alpha": 8, "target_modules": modules, "lora_dropout": 0.0} | given
-    made = get_peft_model(model or tiny(family), LoraConfig(task_type="CAUSAL_LM", **config))
+    made = get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", **config))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in made.named_parameters():

@@ -43,7 +43,8 @@ def components(model: PreTrainedModel) -> dict[str, tuple[Piece, ...]]:
     shares them its rows of W_K and W_V; `layers.3.self_attn.groups.1` is all heads that share a key and value with
     these. `layers.3.mlp.experts.2` is an expert; what the router sends it is the target's choice. Heads are known where
     W_Q, W_K and W_V are three matrices or one of Phi-3's, GPT-2's, or GPT-NeoX's, BLOOM's and Falcon's form; what heads
-    share stays: a writer's bias, norms of queries and keys. Neurons are named with their range, see `chosen`.
+    share stays: a writer's bias, norms of queries and keys; where such a norm runs over all heads, as OLMo 2's, none is
+    independent of the others. Neurons are named with their range, see `chosen`.
     """
     names = {id(module): name for name, module in model.named_modules()}
     found: dict[str, list[Piece]] = {}
