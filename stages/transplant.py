@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.anatomy.components import Piece, alike
-from stages.anatomy.components import chosen as named
+from stages.anatomy.channels import Piece, alike
+from stages.anatomy.channels import chosen as named
 from stages.anatomy.encoding import answers_of, encode, texts_of
 from stages.anatomy.geometry import check_geometry
 from stages.anatomy.loading import load, load_config, load_tokenizer

@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from stages.anatomy.blocks import blocks
-from stages.anatomy.components import alike
-from stages.anatomy.components import chosen as named
+from stages.anatomy.channels import alike
+from stages.anatomy.channels import chosen as named
 from stages.anatomy.loading import load, load_config
 from stages.anatomy.modules import linear_paths, weighted_paths
 from stages.errors import BadInput

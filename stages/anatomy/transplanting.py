@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from transformers import PreTrainedModel
 
-from stages.anatomy.components import Piece
+from stages.anatomy.channels import Piece
 from stages.errors import BadInput
 
 

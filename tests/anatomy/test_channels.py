@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stages.anatomy.blocks import blocks
-from stages.anatomy.components import Piece, alike, chosen, components
+from stages.anatomy.channels import Piece, alike, chosen, components
 from stages.anatomy.hooks import reading
 from stages.errors import BadInput
 from tests.families import FAMILIES, tiny, token_ids

@@ -1,4 +1,4 @@
-"""Which weights a component is made of: a matrix, a head, some neurons, an expert, a whole part or block."""
+"""Which channels of which parameters a component is: of a matrix, a head, neurons, an expert, a whole part or block."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
