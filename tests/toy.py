@@ -64,6 +64,8 @@ PARAMS: dict[str, Any] = {
     },
     "auto": {"chosen_blade": {"donor": "sibling", "strategy": "auto", "alpha": 0.9}},
     "transplant": {"transplant": {"donor": "sibling", "select": "frontier"}},
+    "merge": {"merge": {"method": "ties", "density": 0.5, "donors": {"sibling": 1.0}}},
+    "adapt": {"adapter": {"donors": {"sibling": 0.5}, "rank": 2}},
     "evaluate": {"budget": 4096},
     "synergy": {},
     "uncertainty": {"bins": 4, "resamples": 100},

@@ -116,6 +116,13 @@ class Mixture:
                     weight.move(strengths[own])
         self.strengths = strengths.clone()
 
+    @property
+    def starts(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+        """Each parameter of the modules, and the target's weights that it had at first."""
+        for _, kept in self._modules:
+            for weight in kept:
+                yield weight.parameter, weight.start
+
     def slopes(self, batch: Batch, loss: Loss) -> tuple[float, torch.Tensor]:
         """The loss on a batch, and its derivatives [parts] by the strengths, ⟨∇_W loss, W_donor − W_target⟩.
 

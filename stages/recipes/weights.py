@@ -2,20 +2,38 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 import pydantic
 import torch
 
-from stages.anatomy.names import matching
 from stages.errors import BadInput
 from stages.settings import Settings
 
 OWN = ("strengths", "subset")
 """The frontier's methods that are no control and no foil."""
 RATIO = 1.02
+
+
+class Sweep(Settings):
+    """Numbers of components and strengths that are tried, and what they are judged on."""
+
+    shares: tuple[float, ...] = (0.25, 0.5, 1.0)
+    """Of the components, those that differ most for their size first."""
+    strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    prompts: int = pydantic.Field(default=24, gt=0)
+    texts: int = pydantic.Field(default=8, gt=0)
+    tokens: int = pydantic.Field(default=48, gt=1)
+    """Of each text, at most."""
+
+    @pydantic.field_validator("shares", "strengths")
+    @classmethod
+    def _parts(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not values or not all(0 < value <= 1 for value in values):
+            raise ValueError("expected some numbers above 0 and at most 1")
+        return values
 
 
 class WeightsRecipe(Settings):
@@ -32,17 +50,25 @@ class WeightsRecipe(Settings):
     """For the first two, the largest perplexity ratio e^divergence, on the texts that selections were checked on, of
     the point that is taken: of those within it the one whose answers are likeliest, else the least harmful one."""
     modules: tuple[str, ...] = ()
-    """Patterns such as `layers.3` (a whole block), `layers.*.mlp` or `layers.2.self_attn.q_proj`."""
+    """Patterns such as `layers.3` (a whole block), `layers.*.mlp`, `layers.2.self_attn.q_proj`, a single head
+    `layers.3.self_attn.heads.5`, heads of one key and value `layers.3.self_attn.groups.1`, `layers.*.mlp.experts.2` or
+    `layers.4.mlp.neurons.0:64`."""
     strength: float | None = pydantic.Field(default=None, gt=0, le=1)
     """λ in target + λ · (donor − target), of the modules named here."""
+    drawn: bool = False
+    """Take as many components of each form at random, of other blocks, heads or experts: the control of named ones."""
+    sweep: Sweep | None = None
+    """Try numbers of the modules named here, and strengths, and tell what each does."""
     seed: int = 0
-    """Of the random selection."""
+    """Of what is random."""
 
     @pydantic.model_validator(mode="after")
     def _whole(self):
         named = self.select == "modules"
         if named != bool(self.modules) or named != (self.strength is not None):
             raise ValueError("modules and strength go with select: modules, and with nothing else")
+        if not named and (self.drawn or self.sweep):
+            raise ValueError("drawn and sweep go with select: modules, and with nothing else")
         return self
 
 
@@ -52,17 +78,11 @@ def chosen(
     frontier: pd.DataFrame,
     strengths: Sequence[Mapping[str, float]],
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """The strength of each module that is taken over, and the frontier's row that it comes from (empty without one).
+    """The strength of each module that is taken over, and the frontier's row that it comes from.
 
     `sizes` are the parameters of each module in which donor and target differ; `strengths` hold those of each row of
-    `frontier`. Raises BadInput for a pattern that means no module, or a frontier of another model.
+    `frontier`. Raises BadInput for a frontier of another model.
     """
-    if recipe.select == "modules":
-        prefixes = {".".join(name.split(".")[:n]) for name in sizes for n in range(2, name.count(".") + 2)}
-        sites = matching(recipe.modules, sorted(prefixes))
-        assert recipe.strength is not None
-        inside = (name for name in sizes if any(f"{name}.".startswith(f"{site}.") for site in sites))
-        return dict.fromkeys(inside, recipe.strength), {}
     row = point(frontier, recipe.ratio)
     found = strengths[row["id"]]
     if not found.keys() <= sizes.keys():
@@ -74,6 +94,18 @@ def chosen(
     if recipe.select == "random":
         values = dealt(values, torch.tensor(list(sizes.values())), f"transplant {recipe.seed}")
     return {name: value for name, value in zip(sizes, values.tolist(), strict=True) if value}, row
+
+
+def redrawn(sites: Iterable[str], forms: Mapping[str, Sequence[str]], seed: int) -> list[str]:
+    """For each of `sites` another of its form, at random and none twice; `forms` lists what can stand for each other.
+
+    A form all of which is named comes back as it is, and is no control.
+    """
+    generator, found = random.Random(f"components {seed}"), []
+    named = set(sites)
+    for _, known in sorted(forms.items()):
+        found += generator.sample(list(known), len(named.intersection(known)))
+    return found
 
 
 def point(frontier: pd.DataFrame, ratio: float) -> dict[str, Any]:

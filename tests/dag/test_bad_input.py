@@ -101,9 +101,11 @@ def test_a_gate_trained_for_another_recipe(refused, variant, built):
 def test_weights_of_another_architecture(refused, built, tmp_path):
     models = built.root / "data" / "models"
     options = {"target": models / "target", "donor": models / "calculator", "params": built.root / "params.yaml"}
-    selection = built.root / "data" / "selection" / "sibling"
-    sentence = refused(transplant.main, variant="transplant", selection=selection, out=tmp_path / "out", **options)
-    assert "use a blade with a bridge instead" in sentence
+    prompts = built.root / "data" / "prompts"
+    options |= {"capability": prompts / "capability" / "train.jsonl", "text": prompts / "retention" / "train.jsonl"}
+    options |= {"selection": built.root / "data" / "selection" / "sibling", "making": tmp_path / "making.json"}
+    sentence = refused(transplant.main, variant="transplant", out=tmp_path / "out", **options)
+    assert "use a blade with a bridge" in sentence
 
 
 @pytest.mark.parametrize("there", ["nothing", "an empty directory", "a text file", "a model without weights"])

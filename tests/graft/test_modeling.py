@@ -241,7 +241,8 @@ def test_grafts_load_where_there_is_no_repository(tmp_path, root, family_graft, 
     (tmp_path / "params.yaml").write_text(section)
     weights = tmp_path / "weights"
     receiving, giving = grafts.target(root), grafts.target(root, seed=1)
-    transplant_main("w", receiving, giving, tmp_path / "selection", weights, tmp_path / "params.yaml")
+    none = tmp_path / "none"
+    transplant_main("w", receiving, giving, none, weights, tmp_path / "w.json", none, none, tmp_path / "params.yaml")
     assert not list(weights.glob("*.py"))
     away = tmp_path / "away"
     away.mkdir()
