@@ -63,6 +63,9 @@ PARAMS: dict[str, Any] = {
     },
     "auto": {"chosen_blade": {"donor": "sibling", "strategy": "auto", "alpha": 0.9}},
     "transplant": {"transplant": {"donor": "sibling", "select": "frontier"}},
+    "project": {
+        "pruned_ffn": {"donor": "target", "keep": 0.5, "prompts": 4, "texts": 2, "judged": 1, "curve": [0.5]},
+    },
     "evaluate": {"budget": 4096},
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},
