@@ -1,6 +1,6 @@
 """A block's feed-forward network as neurons, whatever matrices hold them: read, chosen, put into another."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -42,8 +42,8 @@ class Neurons:
     def _each(self, change: Any) -> "Neurons":
         """Neurons whose rows `change` made of these; the bias of the whole stays."""
         rows = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "out_bias"}
-        made = {name: None if value is None else change(name, value) for name, value in rows.items()}
-        return Neurons(**made, out_bias=self.out_bias)
+        made = {name: change(name, value) for name, value in rows.items() if value is not None}
+        return replace(self, **made)
 
     def __getitem__(self, index: Tensor) -> "Neurons":
         """Those of `index` [chosen], in its order."""
@@ -57,12 +57,12 @@ class Neurons:
         """These and `others`, whose sum is the sum of both."""
         joined = self._each(lambda name, rows: torch.cat([rows, getattr(others, name).to(rows)]))
         bias = None if self.out_bias is None or others.out_bias is None else self.out_bias + others.out_bias
-        return Neurons(**{f.name: getattr(joined, f.name) for f in fields(self)} | {"out_bias": bias})
+        return replace(joined, out_bias=bias)
 
     def scaled(self, strength: float) -> "Neurons":
         """What they write, times `strength`."""
         bias = None if self.out_bias is None else self.out_bias * strength
-        return Neurons(self.up, self.down * strength, self.gate, self.up_bias, self.gate_bias, bias)
+        return replace(self, down=self.down * strength, out_bias=bias)
 
     def bridged(self, into: Affine, out: Affine) -> "Neurons":
         """The same neurons in another hidden space: `into` maps its states to the ones that they read, `out` what they
