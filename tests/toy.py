@@ -66,6 +66,7 @@ PARAMS: dict[str, Any] = {
     "project": {
         "pruned_ffn": {"donor": "target", "keep": 0.5, "prompts": 4, "texts": 2, "judged": 1, "curve": [0.5]},
     },
+    "embed": {"embeddings": {"donor": "calculator", "bridge": "ridge", "add": [" plus"]}},
     "evaluate": {"budget": 4096},
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},
