@@ -67,6 +67,8 @@ PARAMS: dict[str, Any] = {
         "pruned_ffn": {"donor": "target", "keep": 0.5, "prompts": 4, "texts": 2, "judged": 1, "curve": [0.5]},
     },
     "embed": {"embeddings": {"donor": "calculator", "bridge": "ridge", "add": [" plus"]}},
+    "bank": {"parts": {"donor": "sibling", "sites": ["layers.1", "layers.*.self_attn.heads.0"]}},
+    "withdraw": {"banked_block": {"bank": "parts", "sites": ["layers.1"]}},
     "evaluate": {"budget": 4096},
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from test_places import MIXTURES, mixture
 from transformers import PreTrainedModel
 
 from stages.anatomy.activity import activity, silencing
 from stages.anatomy.ffn import Neurons, feed_forwards, resize
 from stages.errors import BadInput
 from stages.maths.affine import Affine
+from tests.anatomy.test_places import MIXTURES, mixture
 from tests.families import FAMILIES, tiny, token_ids
 
 DENSE = [family for family in FAMILIES if family != "mixtral"]
