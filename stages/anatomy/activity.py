@@ -37,11 +37,11 @@ def activity(
         for layer, network in networks.items():
 
             def enter(_: Any, inputs: tuple[Tensor, ...], layer: int = layer) -> None:
-                entering[layer].append(_rows(inputs[0]))
+                entering[layer].append(_rows(inputs[0]).clone())
 
             def leave(_: Any, inputs: tuple[Tensor, ...], output: Tensor, layer: int = layer) -> None:
                 sums[layer] = sums[layer] + _rows(inputs[0])[1:].abs().double().sum(0)
-                leaving[layer].append(_rows(output))
+                leaving[layer].append(_rows(output).clone())  # Falcon adds to it in place
 
             stack.callback(network.up.register_forward_pre_hook(enter).remove)
             stack.callback(network.down.register_forward_hook(leave).remove)
