@@ -66,7 +66,7 @@ PARAMS: dict[str, Any] = {
     "project": {
         "pruned_ffn": {"donor": "target", "keep": 0.5, "prompts": 4, "texts": 2, "judged": 1, "curve": [0.5]},
     },
-    "embed": {"embeddings": {"donor": "calculator", "bridge": "ridge", "add": [" plus"]}},
+    "embed": {"embeddings": {"donor": "calculator", "bridge": "ridge", "add": [" zebra"]}},
     "bank": {"parts": {"donor": "sibling", "sites": ["layers.1", "layers.*.self_attn.heads.0"]}},
     "withdraw": {"banked_block": {"bank": "parts", "sites": ["layers.1"]}},
     "evaluate": {"budget": 4096},
