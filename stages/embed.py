@@ -1,88 +1,19 @@
 """The target's embeddings from a donor's, token by token, and new tokens with what the donor knows of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.anatomy.additions import add_tokens, lacking
-from stages.anatomy.correspondence import HOW, Correspondence, corresponding
+from stages.anatomy.correspondence import HOW, corresponding
+from stages.anatomy.embeddings import Fitted, fit, spelled, tables_of
 from stages.anatomy.loading import load, load_tokenizer
 from stages.command import run
-from stages.errors import BadInput
 from stages.making import write_making
-from stages.maths.affine import Affine
-from stages.maths.agreement import Agreement, agreement
-from stages.maths.moments import moments
-from stages.maths.procrustes import orthogonal
-from stages.maths.regression import ridge
 from stages.recipes.embeddings import EmbeddingsRecipe
 from stages.settings import read
 from stages.storage import new_directory
-
-LEAST = 16
-"""Exactly matched tokens below which no bridge is fitted."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A bridge from the donor's embeddings to the target's."""
-
-    bridge: Affine
-    rows: tuple[int, int]
-    """Tokens fitted on, and held out."""
-    agreement: Agreement
-    """On those held out."""
-
-
-def fit(recipe: EmbeddingsRecipe, ours: torch.Tensor, theirs: torch.Tensor) -> Fitted:
-    """The bridge from rows [tokens, donor width] to rows [tokens, target width] of the same tokens.
-
-    Raises BadInput for an identity between unequal widths, and for too few tokens to fit and judge.
-    """
-    widths = theirs.shape[1], ours.shape[1]
-    if recipe.bridge == "identity" and widths[0] != widths[1]:
-        raise BadInput(
-            f"Expected embeddings of equal width for bridge: identity, got {widths[0]} and {widths[1]}; set bridge: "
-            "orthogonal."
-        )
-    if len(ours) < LEAST:
-        raise BadInput(
-            f"Expected at least {LEAST} tokens that both tokenizers spell exactly alike, got {len(ours)}; these "
-            "tokenizers cannot be aligned: inject a blade, which reads the text itself, instead."
-        )
-    order = torch.randperm(len(ours), generator=torch.Generator().manual_seed(recipe.seed))
-    held = order[: max(1, round(recipe.held_out * len(ours)))]
-    known = order[len(held) :]
-    gathered = moments([(theirs[known], ours[known])])
-    if recipe.bridge == "identity":
-        bridge = Affine(torch.eye(widths[0]), torch.zeros(widths[0]))
-    elif recipe.bridge == "ridge":
-        bridge = ridge(gathered, recipe.ridge)
-    else:
-        bridge = orthogonal(gathered, *[recipe.bridge == "similarity"] * 2)
-    bridge = bridge.to(torch.float32)
-    return Fitted(bridge, (len(known), len(held)), agreement({"": bridge}, [(theirs[held], ours[held])])[""])
-
-
-def spelled(found: Correspondence, table: torch.Tensor) -> torch.Tensor:
-    """[tokens, donor width], the mean of the donor's vectors for each of the target's tokens; zero where missing."""
-    counts = found.starts.diff().long()
-    index = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    sums = torch.zeros(len(counts), table.shape[1]).index_add_(0, index, table[found.ids.long()])
-    return sums / counts.clamp(min=1)[:, None]
-
-
-def tables_of(model: PreTrainedModel, wanted: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The embedding tables [rows, width], those that are tied once."""
-    made = {"input": model.get_input_embeddings().get_parameter("weight")}
-    head = model.get_output_embeddings()
-    if head is not None and head.get_parameter("weight") is not made["input"]:
-        made["output"] = head.get_parameter("weight")
-        return {name: made[name].data for name in wanted}
-    return {"input": made["input"].data}
 
 
 @torch.no_grad()
@@ -108,7 +39,11 @@ def embed(
     before = corresponding(tokenizer, donor_tokenizer)
     exact = (before.how == HOW.index("exact")).nonzero()[:, 0]
     given = before.ids.long()[before.starts[exact].long()]
-    fits = {name: fit(recipe, table[exact].float().cpu(), theirs[name][given]) for name, table in ours.items()}
+    fits = {
+        name: fit(table[exact].float().cpu(), theirs[name][given], recipe.bridge, recipe.ridge, recipe.held_out,
+                  recipe.seed)
+        for name, table in ours.items()
+    }  # fmt: skip
     if new:
         ids = add_tokens(tokenizer, new)
         if ids[-1] >= len(target.get_input_embeddings().get_parameter("weight")):

@@ -8,8 +8,9 @@ from statistics import fmean
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.anatomy.activity import Activity, activity, silencing
+from stages.anatomy.activity import activity, silencing
 from stages.anatomy.blocks import layer_index
+from stages.anatomy.crossing import bridges, rows_of
 from stages.anatomy.encoding import texts_of
 from stages.anatomy.ffn import FeedForward, Neurons, feed_forwards, resize
 from stages.anatomy.loading import load, load_tokenizer
@@ -18,18 +19,11 @@ from stages.command import run
 from stages.errors import BadInput
 from stages.items import PROMPT, TEXT, read_items
 from stages.making import Curve, curve, write_making
-from stages.maths.affine import Affine
-from stages.maths.agreement import agreement
-from stages.maths.moments import moments
-from stages.maths.offsets import donor_rows
-from stages.maths.regression import ridge
 from stages.recipes.projection import By, ProjectionRecipe
 from stages.settings import read
 from stages.storage import new_directory
 
 WAYS: tuple[By, ...] = ("activation", "weights", "random")
-_HELD_OUT = 5
-"""Every fifth text is for judging bridges."""
 
 
 @dataclass(frozen=True)
@@ -112,52 +106,16 @@ def project(
     if target.config.get_text_config().hidden_size == donor.config.get_text_config().hidden_size:
         return Projection(ours, own, raw, sizes, {})
     beside = activity(target, ours, encoded[0].input_ids)
-    rows, held = _rows(encoded)
+    rows, held = rows_of(encoded)
     given, told = {}, []
     for layer, donor_layer in found.items():
-        into, out, agreed = _bridges(beside[layer], doing[donor_layer], rows, held, recipe.ridge)
+        into, out, agreed = bridges(beside[layer], doing[donor_layer], rows, held, recipe.ridge)
         given[layer] = raw[layer].bridged(into, out)
         told.append(agreed)
     means = {name: fmean(each[name] for each in told) for name in told[0]}
     return Projection(
         ours, own, given, sizes, means | {"rows_fit": int((~held).sum()), "rows_held_out": int(held.sum())}
     )
-
-
-def _rows(encoded) -> tuple[torch.Tensor, torch.Tensor]:
-    """The donor's row for each of the target's, -1 for none and for first tokens, and which rows are held out."""
-    offsets, starts = [], []
-    for each in encoded:
-        lengths = torch.tensor([len(ids) for ids in each.input_ids])
-        offsets.append(torch.tensor([pair for row in each.offset_mapping for pair in row]))
-        starts.append(torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]))
-    rows = donor_rows(offsets[0], starts[0], offsets[1], starts[1])
-    rows[starts[0][:-1]] = -1
-    rows[torch.isin(rows, starts[1][:-1])] = -1
-    text = torch.repeat_interleave(torch.arange(len(starts[0]) - 1), starts[0].diff())
-    return rows, (text % _HELD_OUT == 0)
-
-
-def _bridges(
-    ours: Activity, theirs: Activity, rows: torch.Tensor, held: torch.Tensor, strength: float
-) -> tuple[Affine, Affine, dict[str, float]]:
-    """The map from what the target's network reads to what the donor's does, that from what the donor's writes to what
-    the target's does, and how near they come on rows held out."""
-    told, maps = {}, []
-    for name, source, goal in (
-        ("into", ours.entering, theirs.entering),
-        ("out", theirs.leaving, ours.leaving),
-    ):
-        both = []
-        for mask in ((rows >= 0) & ~held, (rows >= 0) & held):
-            index, other = mask.nonzero()[:, 0], rows[mask]
-            picked = (index, other) if name == "into" else (other, index)
-            both.append((source[picked[0]].double(), goal[picked[1]].double()))
-        fitted = ridge(moments([both[0]]), strength, intercept=False)
-        agreed = agreement({"": fitted}, [both[1]])[""]
-        told |= {f"{name}_r2": agreed.r2, f"{name}_cosine": agreed.cosine}
-        maps.append(fitted.to(source.dtype))
-    return maps[0], maps[1], told
 
 
 def quality(
