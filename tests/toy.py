@@ -66,6 +66,12 @@ PARAMS: dict[str, Any] = {
     "transplant": {"transplant": {"donor": "sibling", "select": "frontier"}},
     "merge": {"merge": {"method": "ties", "density": 0.5, "donors": {"sibling": 1.0}}},
     "adapt": {"adapter": {"donors": {"sibling": 0.5}, "rank": 2}},
+    "project": {
+        "pruned_ffn": {"donor": "target", "keep": 0.5, "prompts": 4, "texts": 2, "judged": 1, "curve": [0.5]},
+    },
+    "embed": {"embeddings": {"donor": "calculator", "bridge": "ridge", "add": [" zebra"]}},
+    "bank": {"parts": {"donor": "sibling", "sites": ["layers.1", "layers.*.self_attn.heads.0"]}},
+    "withdraw": {"banked_block": {"bank": "parts", "sites": ["layers.1"]}},
     "evaluate": {"budget": 4096},
     "synergy": {},
     "uncertainty": {"bins": 4, "resamples": 100},

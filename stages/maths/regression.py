@@ -19,21 +19,23 @@ def least_squares(moments: Moments) -> Affine:
     return _through_the_means(moments, vectors @ ((vectors.T @ moments.cross()) / values[known, None]))
 
 
-def ridge(moments: Moments, strength: float = 1e-3) -> Affine:
+def ridge(moments: Moments, strength: float = 1e-3, intercept: bool = True) -> Affine:
     """The affine map that minimises ‖X W + b - Y‖² + λ ‖W‖²; the intercept is not penalised.
 
     λ is `strength` times the mean squared deviation of a column of X, summed over the rows, so that scaling or
-    rotating X scales or rotates W and changes no prediction. Raises BadInput where XᵀX + λ is singular, as at
-    strength 0 with fewer rows than columns: see `least_squares`.
+    rotating X scales or rotates W and changes no prediction. Without `intercept` b is 0, and rows are taken as they
+    are in place of their deviations. Raises BadInput where XᵀX + λ is singular, as at strength 0 with fewer rows than
+    columns: see `least_squares`.
     """
-    penalised = _penalised(moments, strength)
+    penalised = _penalised(moments, strength, intercept)
     factor, info = torch.linalg.cholesky_ex(penalised)
     if info.item():
         raise BadInput(
             f"Expected columns that vary independently, got {moments.rows} rows of {len(penalised)} columns with "
             f"strength {strength}; raise the strength."
         )
-    return _through_the_means(moments, torch.cholesky_solve(moments.cross(), factor))
+    weight = torch.cholesky_solve(moments.cross(intercept), factor)
+    return _through_the_means(moments, weight) if intercept else Affine(weight, weight.new_zeros(weight.shape[1]))
 
 
 def low_rank(moments: Moments, rank: int, strength: float = 1e-3) -> Affine:
@@ -51,9 +53,9 @@ def low_rank(moments: Moments, rank: int, strength: float = 1e-3) -> Affine:
     return _through_the_means(moments, whole @ leading @ leading.T)
 
 
-def _penalised(moments: Moments, strength: float) -> torch.Tensor:
-    """XᵀX + λ of deviations from the means."""
-    gram = moments.gram()
+def _penalised(moments: Moments, strength: float, centred: bool) -> torch.Tensor:
+    """XᵀX + λ, of deviations from the means where `centred`."""
+    gram = moments.gram(centred)
     gram.diagonal().add_(strength * gram.diagonal().mean())
     return gram
 

@@ -21,6 +21,15 @@ def test_ridge_is_scikit_learn_s():
     torch.testing.assert_close(fitted.bias, torch.from_numpy(oracle.intercept_))
 
 
+def test_ridge_without_intercept_is_scikit_learn_s():
+    x, y = normal(0, 60, 5) + 3, normal(1, 60, 8) - 1
+    penalty = 0.1 * (x**2).sum(0).mean().item()
+    oracle = Ridge(alpha=penalty, fit_intercept=False).fit(x.numpy(), y.numpy())
+    fitted = ridge(seen(x, y), strength=0.1, intercept=False)
+    torch.testing.assert_close(fitted.weight, torch.from_numpy(oracle.coef_.T))
+    assert not fitted.bias.any()
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3))
 def test_rotating_or_scaling_the_source_changes_no_ridge_prediction(seed, scale):
