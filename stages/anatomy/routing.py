@@ -12,7 +12,7 @@ from stages.anatomy.encoding import batches, pad
 from stages.anatomy.places import Router
 from stages.anatomy.sites import sites_of
 from stages.errors import BadInput
-from stages.graft.router import RouterBias
+from stages.graft.router import rerouted
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,12 @@ def routed(model: PreTrainedModel, sequences: Sequence[Sequence[int]], budget: i
 @contextlib.contextmanager
 def biased(model: PreTrainedModel, bias: torch.Tensor) -> Iterator[None]:
     """Inside the block, the routers' logits are raised by `bias` [mixtures, experts]; afterwards they are as before."""
-    part = RouterBias(list(routers_of(model).values()), experts_of(model))
-    part.bias.copy_(bias)
-    handles = part.hold(model)
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda router, args, output, own=own: rerouted(router, args, output, own)
+        )
+        for name, own in zip(routers_of(model).values(), bias, strict=True)
+    ]
     try:
         yield
     finally:
