@@ -46,7 +46,7 @@ def preferences(recipe: RouterRecipe, taken: torch.Tensor, pools: Mapping[str, t
 
 def _apart(one: dict[str, float] | None, other: dict[str, float] | None) -> bool:
     """Whether two intervals share nothing."""
-    return bool(one and other) and (one["low"] > other["high"] or other["low"] > one["high"])
+    return one is not None and other is not None and (one["low"] > other["high"] or other["low"] > one["high"])
 
 
 def _told(figure: Estimate | Undefined) -> dict[str, float | int] | None:

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import tokenizers
@@ -105,7 +105,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 def from_scratch(recipe: Scratch | Experts, vocabulary: int) -> LlamaForCausalLM | MixtralForCausalLM:
     """The untrained model of a recipe."""
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": recipe.width,
         "num_hidden_layers": recipe.blocks,
@@ -131,8 +131,8 @@ def imbalance(model: PreTrainedModel, router_logits: tuple[torch.Tensor, ...], r
 
     `experts` Σ_e f_e p_e with f the share of tokens routed to e and p its mean probability (arXiv 2101.03961).
     """
-    config = model.config
-    return load_balancing_loss_func(router_logits, config.num_local_experts, config.num_experts_per_tok, read)
+    experts, active = model.config.num_local_experts, model.config.num_experts_per_tok
+    return torch.as_tensor(load_balancing_loss_func(router_logits, experts, active, read))  # type: ignore[arg-type]
 
 
 def taught(recipe: Adapter | Scratch | Experts) -> list[Name]:

@@ -65,7 +65,7 @@ CONFIGURATIONS: dict[str, dict] = {
 FAMILIES = sorted(CONFIGURATIONS)
 MIXTURES = ("mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe")
 """Those with experts behind a router in every block, four of them of which a token passes two."""
-SMOOTH = dict.fromkeys(MIXTURES, {"num_experts_per_tok": 4}) | {"phimoe": {"num_local_experts": 2}}
+SMOOTH = {family: {"num_experts_per_tok": 4} for family in MIXTURES} | {"phimoe": {"num_local_experts": 2}}
 """Settings by which a token passes all experts, since one that goes to others is a jump; Phi-MoE knows but two."""
 
 

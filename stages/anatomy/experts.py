@@ -35,9 +35,9 @@ def taken(model: PreTrainedModel, site: str) -> Gated:
     """
     place = resolve(model, site)
     if isinstance(place, Expert):
-        gate_up, down = _stacked(model, site)
-        gate, up = gate_up[place.index].detach().chunk(2)
-        return Gated(gate.clone(), up.clone(), down[place.index].detach().clone(), _activation(model))
+        gate_up, down = (stack[place.index].detach() for stack in _stacked(model, site)[1:])
+        gate, up = gate_up.chunk(2)
+        return Gated(gate.clone(), up.clone(), down.clone(), _activation(model))
     found = dict(place.module.named_parameters())
     names = {name.removesuffix(".weight") for name in found}
     if names == {"gate_up_proj", "down_proj"}:
@@ -60,6 +60,8 @@ def implanted(model: PreTrainedModel, given: Mapping[str, Gated]) -> Iterator[No
     stay, so the tokens that went to the old expert go to the new one. Raises BadInput, before anything is changed, when
     a site is no expert, or the width, the activation or the number of neurons does not fit.
     """
+    for site in given:
+        _stacked(model, site)
     own = {site: taken(model, site) for site in given}
     for site, gated in given.items():
         _fits(site, own[site], gated)
@@ -92,27 +94,28 @@ def _fits(site: str, own: Gated, gated: Gated) -> None:
 
 
 def _put(model: PreTrainedModel, site: str, gated: Gated) -> None:
-    place, (gate_up, down) = resolve(model, site), _stacked(model, site)
+    index, gate_up, down = _stacked(model, site)
     neurons, count = down.shape[2], len(gated.gate)
     with torch.no_grad():
-        gate_up[place.index].zero_()
-        down[place.index].zero_()
-        gate_up[place.index, :count].copy_(gated.gate)
-        gate_up[place.index, neurons : neurons + count].copy_(gated.up)
-        down[place.index, :, :count].copy_(gated.down)
+        gate_up[index].zero_()
+        down[index].zero_()
+        gate_up[index, :count].copy_(gated.gate)
+        gate_up[index, neurons : neurons + count].copy_(gated.up)
+        down[index, :, :count].copy_(gated.down)
 
 
-def _stacked(model: PreTrainedModel, site: str) -> tuple[nn.Parameter, nn.Parameter]:
-    """[experts, 2 · neurons, width] and [experts, width, neurons] of the mixture that an expert belongs to."""
+def _stacked(model: PreTrainedModel, site: str) -> tuple[int, nn.Parameter, nn.Parameter]:
+    """An expert's index, and [experts, 2 · neurons, width] and [experts, width, neurons] of its mixture."""
     place = resolve(model, site)
     found = dict(place.module.named_parameters(recurse=False)) if isinstance(place, Expert) else {}
-    if set(found) != {"gate_up_proj", "down_proj"} or getattr(place.module, "is_transposed", False):
+    fused = set(found) == {"gate_up_proj", "down_proj"} and not getattr(place.module, "is_transposed", False)
+    if not isinstance(place, Expert) or not fused:
         what = ", ".join(sorted(found)) or "no expert"
         raise BadInput(
             f"Expected experts fused as gate_up_proj and down_proj without biases at {site} of "
             f"{type(model).__name__}, got {what}; name an expert of a Mixtral, Qwen-MoE, OLMoE or Phi-MoE."
         )
-    return found["gate_up_proj"], found["down_proj"]
+    return place.index, found["gate_up_proj"], found["down_proj"]
 
 
 def _activation(model: PreTrainedModel) -> str:

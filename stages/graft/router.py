@@ -17,6 +17,7 @@ class RouterBias(nn.Module):
 
     def __init__(self, routers: list[str], experts: int):
         super().__init__()
+        self.bias: torch.Tensor
         self.routers = routers  # dotted names in the target
         self.register_buffer("bias", torch.zeros(len(routers), experts))
 
