@@ -15,9 +15,10 @@ class RouterBias(nn.Module):
     bias cannot be folded into the weights, nor has the architecture a place for one, and so it travels as a part.
     """
 
+    bias: torch.Tensor  # [routers, experts]
+
     def __init__(self, routers: list[str], experts: int):
         super().__init__()
-        self.bias: torch.Tensor
         self.routers = routers  # dotted names in the target
         self.register_buffer("bias", torch.zeros(len(routers), experts))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 import torch
@@ -32,7 +32,7 @@ class RouterRecipe(Settings):
     """Chosen in each mixture."""
     strength: float = pydantic.Field(ge=0, le=20)
     """What is added to their logits."""
-    strengths: list[float] = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 20.0]
+    strengths: list[Annotated[float, pydantic.Field(ge=0, le=20)]] = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 20.0]
     """Those that are measured beside it."""
     calibration: int = pydantic.Field(default=200, gt=0)
     """Items of each domain on which the experts are chosen."""
