@@ -46,6 +46,12 @@ PARAMS: dict[str, Any] = {
             "strengths": [20.0], "calibration": 8, "test": 8, "resamples": 50,
         },
     },
+    "implant": {
+        "moved_expert": {
+            "target": "moe", "donor": "moe", "test": 4,
+            "places": {"layers.1.mlp.experts.0": "layers.0.mlp.experts.2"},
+        },
+    },
     "prompts": {
         "train": 400, "calibration": 8, "test": 20, "unseen": 0.3, "seed": 0, "kept_texts": 4, "kept_questions": 4,
     },

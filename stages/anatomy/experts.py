@@ -60,11 +60,8 @@ def implanted(model: PreTrainedModel, given: Mapping[str, Gated]) -> Iterator[No
     stay, so the tokens that went to the old expert go to the new one. Raises BadInput, before anything is changed, when
     a site is no expert, or the width, the activation or the number of neurons does not fit.
     """
-    for site in given:
-        _stacked(model, site)
+    check(model, given)
     own = {site: taken(model, site) for site in given}
-    for site, gated in given.items():
-        _fits(site, own[site], gated)
     try:
         for site, gated in given.items():
             _put(model, site, gated)
@@ -74,8 +71,15 @@ def implanted(model: PreTrainedModel, given: Mapping[str, Gated]) -> Iterator[No
             _put(model, site, gated)
 
 
-def _fits(site: str, own: Gated, gated: Gated) -> None:
-    (neurons, width), (given, given_width) = own.gate.shape, gated.gate.shape
+def check(model: PreTrainedModel, given: Mapping[str, Gated]) -> None:
+    """Raises BadInput, as `implanted` does, unless each of `given` can take its place in `model`."""
+    for site, gated in given.items():
+        _, _, down = _stacked(model, site)
+        _fits(site, down, _activation(model), gated)
+
+
+def _fits(site: str, down: torch.Tensor, activation: str, gated: Gated) -> None:
+    (_, width, neurons), (given, given_width) = down.shape, gated.gate.shape
     if given_width != width:
         raise BadInput(
             f"Expected an expert of width {width} for {site}, got one of width {given_width}; take a donor of the "
@@ -86,9 +90,9 @@ def _fits(site: str, own: Gated, gated: Gated) -> None:
             f"Expected an expert of at most {neurons} neurons for {site}, got {given}; project it to {neurons} neurons "
             "first."
         )
-    if gated.activation != own.activation:
+    if gated.activation != activation:
         raise BadInput(
-            f"Expected an expert with the activation {own.activation} for {site}, got {gated.activation}; take a donor "
+            f"Expected an expert with the activation {activation} for {site}, got {gated.activation}; take a donor "
             "with the target's activation."
         )
 
