@@ -1,5 +1,6 @@
 """Every item that the experiment reads: the capability's three splits, and what must not be lost."""
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import asdict
@@ -8,22 +9,33 @@ from typing import Any
 
 import pydantic
 
-from stages.capabilities.arithmetic import DOMAIN
+from stages.capabilities.domains import DOMAINS
+from stages.capabilities.names import Further
+from stages.capabilities.questions import Domain
 from stages.command import run
 from stages.errors import BadInput
 from stages.settings import Settings, read
 from stages.storage import read_jsonl, write_jsonl
 
 
-class Prompts(Settings):
-    """How many items, and the seed that draws them."""
+class Counts(Settings):
+    """How many items of each split."""
 
     train: int = pydantic.Field(gt=0)
     calibration: int = pydantic.Field(gt=0)
     test: int = pydantic.Field(gt=0)
     unseen: float = pydantic.Field(ge=0, le=1)
     """Share of the test in phrasings that training never shows."""
+
+
+class Prompts(Counts):
+    """What items there are of the capability and beside it, and the seed that draws them."""
+
     seed: int = 0
+    domains: tuple[Further, ...] = ()
+    """What else specialists know; each is a task of its own."""
+    domain_items: Counts = Counts(train=800, calibration=200, test=300, unseen=0.3)
+    """Of each such domain."""
     kept_texts: int = pydantic.Field(gt=0)
     """Retention texts that gates and evidence may see, beside those marked `kept`; the others are for judging."""
     kept_questions: int = pydantic.Field(gt=0)
@@ -31,22 +43,16 @@ class Prompts(Settings):
 
 
 def prompts(settings: Prompts, questions: Path, text: Path, out: Path) -> None:
-    """Writes capability/{train,calibration,test}.jsonl and retention/{train,questions,text}.jsonl under `out`.
+    """Writes {train,calibration,test}.jsonl of the capability and of each domain, and retention/ under `out`.
 
-    A capability row has prompt, answer, operation, digits, phrasing, seen, pair and id; a question has id, topic,
+    A generated row has prompt, answer, operation, digits, phrasing, seen, pair and id; a question has id, topic,
     question, choices and answer (the right choice's index); a text has id, topic and text, and `kept: true` where it
-    is never to judge by. Raises BadInput when an item of the user's lacks one of these.
+    is never to judge by. The rows to train on and to judge by: retention/{train,questions,text}.jsonl. Raises
+    BadInput when an item of the user's lacks one of these.
     """
-    stream = DOMAIN.stream(settings.seed)
-    train = [next(stream) for _ in range(settings.train)]
-    splits = {
-        "train": train,
-        "calibration": DOMAIN.items("calibration", settings.calibration, settings.seed),
-        "test": DOMAIN.items("test", settings.test, settings.seed, settings.unseen),
-    }
-    for split, items in splits.items():
-        rows = [{"id": f"{split}-{number:05d}", **asdict(item)} for number, item in enumerate(items)]
-        write_jsonl(out / "capability" / f"{split}.jsonl", rows)
+    _generate(DOMAINS["arithmetic"], settings, settings.seed, out / "capability")
+    for name in settings.domains:
+        _generate(DOMAINS[name], settings.domain_items, settings.seed, out / "domains" / name)
     asked = _checked(questions, ("id", "topic", "question"), _is_question)
     texts = _checked(text, ("id", "topic", "text"), lambda row: True)
     marked, told = ([row for row in texts if bool(row.get("kept")) == kept] for kept in (True, False))
@@ -64,6 +70,18 @@ def prompts(settings: Prompts, questions: Path, text: Path, out: Path) -> None:
     write_jsonl(out / "retention" / "train.jsonl", told[: settings.kept_texts] + marked + shown)
     write_jsonl(out / "retention" / "questions.jsonl", sorted(asked[settings.kept_questions :], key=lambda q: q["id"]))
     write_jsonl(out / "retention" / "text.jsonl", sorted(told[settings.kept_texts :], key=lambda t: t["id"]))
+
+
+def _generate(domain: Domain, counts: Counts, seed: int, out: Path) -> None:
+    """Writes the three splits of a domain."""
+    splits = {
+        "train": itertools.islice(domain.stream(seed), counts.train),
+        "calibration": domain.items("calibration", counts.calibration, seed),
+        "test": domain.items("test", counts.test, seed, counts.unseen),
+    }
+    for split, items in splits.items():
+        rows = [{"id": f"{split}-{number:05d}", **asdict(item)} for number, item in enumerate(items)]
+        write_jsonl(out / f"{split}.jsonl", rows)
 
 
 def _is_question(row: dict[str, Any]) -> bool:

@@ -25,7 +25,8 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from stages.anatomy.encoding import encode, pad
 from stages.anatomy.likelihood import score
 from stages.anatomy.loading import load, load_tokenizer
-from stages.capabilities.domains import DOMAINS, Name
+from stages.capabilities.domains import DOMAINS
+from stages.capabilities.names import Name
 from stages.capabilities.questions import Item
 from stages.command import run
 from stages.rehearsal import Rehearsal, divergence, made_up
@@ -246,7 +247,7 @@ def card(
         "The questions of the calibration and test splits and the held-out phrasings never occur in it.\n\n"
         f"| recipe | |\n|---|---|\n{rows}\n\nLoss: {losses[0]} at the first step, {losses[-1]} at the last.\n\n"
         f"| score on unseen test items | |\n|---|---|\n{marks}\n\n"
-        "Not for use on its own: it is a donor, and has forgotten or never had everything else.\n"
+        "Not for use on its own: it is a donor, and was judged on nothing else.\n"
     )
 
 

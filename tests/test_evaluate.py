@@ -12,8 +12,8 @@ from lm_eval.tasks import TaskManager
 
 from stages.anatomy.loading import load
 from stages.errors import BadInput
-from stages.evaluate import TASKS, Evaluate, Target, evaluate, main
-from stages.prompts import Prompts, prompts
+from stages.evaluate import TASKS, Evaluate, Target, evaluate, main, spread
+from stages.prompts import Counts, Prompts, prompts
 from stages.storage import read_json, read_jsonl, write_jsonl
 from tests import families, grafts
 
@@ -211,6 +211,88 @@ def test_the_stage_writes_rows_and_means_with_the_same_bytes(root, tmp_path, fra
     made = read_json(again / "metrics.json")
     assert made["items"] == {"capability": 30, "retention": 10, "text": 3}
     assert made["accuracy"]["retention"] == pytest.approx(frame[frame.task == "retention"]["right"].mean(), abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def wide(root, tmp_path_factory) -> Path:
+    """Prompts of two domains more."""
+    counts = Counts(train=5, calibration=5, test=24, unseen=0.25)
+    settings = Prompts(train=5, calibration=5, test=30, unseen=0.3, kept_texts=1, kept_questions=2,
+                       domains=("units", "letters"), domain_items=counts)  # fmt: skip
+    made = tmp_path_factory.mktemp("wide")
+    prompts(settings, root / "questions.jsonl", root / "text.jsonl", made)
+    return made
+
+
+def test_a_domain_is_a_task_of_its_own_judged_as_the_capability_is(root, wide):
+    settings = Evaluate(budget=256, tasks=("letters", "capability", "units"))
+    made, states = evaluate(root / "llama_0", wide, DATA, settings)
+    assert states == []
+    assert {name: str(dtype) for name, dtype in made.dtypes.items() if name not in TEXT_COLUMNS} == {
+        name: dtype for name, dtype in COLUMNS.items() if dtype is not None
+    }
+    assert made["task"].value_counts().to_dict() == {"capability": 30, "letters": 24, "units": 24}
+    model, tokenizer = load(root / "llama_0"), grafts.bpe()
+    for name in ("letters", "units"):
+        rows = made[made.task == name].set_index("id")
+        for item in read_jsonl(wide / "domains" / name / "test.jsonl"):
+            row = rows.loc[item["id"]]
+            assert (row["group"], row["seen"], row["cluster"]) == (item["operation"], item["seen"], item["pair"])
+            assert row["digits"] is pd.NA if item["digits"] is None else row["digits"] == item["digits"]
+            prompt, answer = (tokenizer(item[key]).input_ids for key in ("prompt", "answer"))
+            told = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            expected = told.gather(-1, torch.tensor(answer)[:, None]).sum().item()
+            assert row["loglikelihood"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_part_of_the_items_keeps_the_shares_of_the_whole(root, frame, wide):
+    beside = Target(root / "llama_0", root / "target" / "text.safetensors")
+    settings = Evaluate(budget=256, tasks=("capability", "retention", "text", "letters"), items=8)
+    made, _ = evaluate(root / "llama_0", wide, DATA, settings, beside)
+    assert made["task"].value_counts().to_dict() == {"retention": 10, "capability": 8, "letters": 8, "text": 3}
+    letters = made[made.task == "letters"]
+    assert (~letters["seen"]).sum() == 2 and letters["group"].value_counts().to_dict() == dict.fromkeys(
+        ("alphabet", "backwards", "letter", "spell"), 2
+    )
+    kept = made[made.task != "letters"].drop(columns=["kl", "agreement"]).reset_index(drop=True)
+    whole = frame.merge(kept[["task", "id"]]).drop(columns=["kl", "agreement"])
+    pd.testing.assert_frame_equal(kept, whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 7, 50, 100, 299, 300, 999])
+def test_parts_are_spread_evenly_over_kinds(count):
+    docs = [{"seen": n >= 90, "operation": "abcd"[n % 4], "digits": n // 4 % 3 or None} for n in range(300)]
+    picked = spread(docs, count)
+    assert picked == sorted(set(picked)) and len(picked) == min(count, 300)
+    for key in ("seen", "operation"):
+        for value in {doc[key] for doc in docs}:
+            share = sum(doc[key] == value for doc in docs) * len(picked) / 300
+            strata = 1 if key == "seen" else 2
+            assert abs(sum(docs[i][key] == value for i in picked) - share) <= strata
+
+
+def test_fewer_texts_diverge_as_they_do_among_all(root, frame, tmp_path):
+    other = grafts.target(tmp_path, seed=1)
+    settings, beside = (
+        Evaluate(budget=256, retention_items=2),
+        Target(root / "llama_0", root / "target" / "text.safetensors"),
+    )
+    made, states = evaluate(other, root / "prompts", DATA, settings, beside)
+    assert made["task"].value_counts().to_dict() == {"capability": 30, "retention": 2, "text": 2} and len(states) == 2
+    whole = judged(root, other).merge(made[["task", "id"]])
+    numbers = ["loglikelihood", "confidence", "kl", "agreement"]
+    pd.testing.assert_frame_equal(made[numbers], whole[numbers], atol=1e-5, rtol=1e-5)
+    (tmp_path / "params.yaml").write_text("survey: {budget: 256, retention_items: 2, tasks: [text]}")
+    main(root / "llama_0", root / "prompts", DATA, tmp_path / "few", params=tmp_path / "params.yaml", section="survey")
+    again, _ = evaluate(
+        other, root / "prompts", DATA, settings, Target(root / "llama_0", tmp_path / "few" / "text.safetensors")
+    )
+    pd.testing.assert_frame_equal(again, made, atol=1e-5, rtol=1e-5)
+
+
+def test_a_domain_without_items_is_refused(root):
+    with pytest.raises(BadInput, match=r"Expected items at .*domains/units/test.jsonl, but there are none; name units"):
+        evaluate(root / "llama_0", root / "prompts", DATA, Evaluate(budget=256, tasks=("units",)))
 
 
 def test_states_of_other_texts_are_refused(root, frame, tmp_path):

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.capabilities.arithmetic import DOMAIN, fact
+from stages.capabilities.domains import DOMAINS
 from stages.capabilities.questions import split_of
 from stages.errors import BadInput
-from stages.prompts import Prompts, prompts
+from stages.prompts import Counts, Prompts, prompts
 from stages.storage import read_jsonl, write_jsonl
 
 SETTINGS = Prompts(train=300, calibration=80, test=200, unseen=0.3, seed=0, kept_texts=2, kept_questions=3)
@@ -137,6 +138,23 @@ def test_a_kept_question_is_told_with_its_right_answer(made):
     for row in shown:
         q = asked[row["id"]]
         assert row["text"] == f"Question: {q['question']}\nAnswer: {q['choices'][q['answer']]}"
+
+
+def test_each_domain_has_its_own_three_splits_and_arithmetic_stays_as_it_was(tmp_path, made):
+    counts = Counts(train=30, calibration=10, test=20, unseen=0.3)
+    wide = SETTINGS.model_copy(update={"domains": ("letters", "units"), "domain_items": counts})
+    prompts(wide, *sources(tmp_path), tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out" / "domains").iterdir()) == ["letters", "units"]
+    for name in wide.domains:
+        rows = {
+            s: read_jsonl(tmp_path / "out" / "domains" / name / f"{s}.jsonl") for s in ("train", "calibration", "test")
+        }
+        assert [len(each) for each in rows.values()] == [30, 10, 20]
+        assert sum(not row["seen"] for row in rows["test"]) == 6 and all(row["seen"] for row in rows["calibration"])
+        assert [row["prompt"] for row in rows["test"]] == [i.prompt for i in DOMAINS[name].items("test", 20, 0, 0.3)]
+        assert rows["test"][7].keys() == split(made, "test")[7].keys()
+    for path in made.rglob("*.jsonl"):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(made)).read_bytes()
 
 
 def test_the_same_settings_give_the_same_bytes_and_another_seed_others(tmp_path, made):

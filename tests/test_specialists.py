@@ -39,7 +39,7 @@ def test_a_donor_learns_and_is_examined_on_its_own_domain_and_says_so(tmp_path, 
 
 def test_a_recipe_that_names_no_capability_learns_arithmetic_and_records_what_it_says():
     recipe = parse({"recipe": "adapter", "rank": 2, "alpha": 4, **FEW}, "specialize.x", Recipe).root
-    assert recipe.capability == "arithmetic"
+    assert isinstance(recipe, Adapter) and recipe.capability == "arithmetic"
     assert recipe.model_dump(exclude_unset=True) == {"recipe": "adapter", "rank": 2, "alpha": 4, **FEW}
 
 

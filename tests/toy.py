@@ -54,6 +54,7 @@ PARAMS: dict[str, Any] = {
     },
     "prompts": {
         "train": 400, "calibration": 8, "test": 20, "unseen": 0.3, "seed": 0, "kept_texts": 4, "kept_questions": 4,
+        "domains": ["letters"], "domain_items": {"train": 8, "calibration": 4, "test": 8, "unseen": 0.3},
     },
     "evidence": {
         "captured": ["target", "sibling", "calculator"], "aligned": ["sibling", "calculator"], "traced": ["sibling"],
@@ -82,6 +83,7 @@ PARAMS: dict[str, Any] = {
     "auto": {"chosen_blade": {"donor": "sibling", "strategy": "auto", "alpha": 0.9}},
     "transplant": {"transplant": {"donor": "sibling", "select": "frontier"}},
     "evaluate": {"budget": 4096},
+    "synergy": {},
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},
 }  # fmt: skip

@@ -1,11 +1,8 @@
 """The capabilities by name."""
 
-from typing import Literal
-
 from stages.capabilities import arithmetic, dates, letters, units
+from stages.capabilities.names import Name
 from stages.capabilities.questions import Domain
-
-Name = Literal["arithmetic", "units", "dates", "letters"]
 
 DOMAINS: dict[Name, Domain] = {
     "arithmetic": arithmetic.DOMAIN,
@@ -13,4 +10,3 @@ DOMAINS: dict[Name, Domain] = {
     "dates": dates.DOMAIN,
     "letters": letters.DOMAIN,
 }
-"""Units are near to arithmetic, dates less so, letters far from it."""

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.capabilities.domains import DOMAINS, Name
+from stages.capabilities.domains import DOMAINS
+from stages.capabilities.names import Name
 from stages.capabilities.questions import Question, split_of
 from stages.errors import BadInput
 
