@@ -125,8 +125,7 @@ def from_scratch(recipe: Scratch | Experts, vocabulary: int) -> LlamaForCausalLM
     mixture: dict[str, Any] = {"num_local_experts": recipe.experts, "num_experts_per_tok": recipe.active}
     mixture["rope_parameters"] = {"rope_type": "default", "rope_theta": 10_000.0}  # Mixtral's own is for long texts
     model = MixtralForCausalLM(MixtralConfig(**shape, **mixture, router_aux_loss_coef=recipe.balance))
-    ALL_EXPERTS_FUNCTIONS.register("all", every_expert)
-    model.set_experts_implementation("all")
+    model.set_experts_implementation("all" if torch.cuda.is_available() else "eager")
     return model
 
 
@@ -135,14 +134,17 @@ def every_expert(
 ) -> torch.Tensor:
     """What a stack of experts gives [tokens, width], by letting every token pass all of them as one wide MLP.
 
-    Few small experts are faster so than one by one, and unlike grouped products it runs in half precision under
-    autocast. `chosen` and `weights` are [tokens, active].
+    On a GPU few small experts are faster so than one by one, and unlike grouped products it runs in half precision
+    under autocast. `chosen` and `weights` are [tokens, active].
     """
     gate_up, down = stack.get_parameter("gate_up_proj"), stack.get_parameter("down_proj")
     share = weights.new_zeros(len(states), len(gate_up)).scatter_(1, chosen, weights)
     gate, up = torch.nn.functional.linear(states, gate_up.flatten(0, 1)).unflatten(1, gate_up.shape[:2]).chunk(2, -1)
     inside = stack.get_submodule("act_fn")(gate) * up * share[..., None].to(gate.dtype)
     return torch.nn.functional.linear(inside.flatten(1), down.permute(1, 0, 2).flatten(1)).to(states.dtype)
+
+
+ALL_EXPERTS_FUNCTIONS.register("all", every_expert)
 
 
 def imbalance(model: PreTrainedModel, router_logits: tuple[torch.Tensor, ...], read: torch.Tensor) -> torch.Tensor:
