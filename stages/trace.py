@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -28,7 +29,7 @@ from stages.command import run
 from stages.errors import BadInput
 from stages.items import PROMPT, TEXT, read_items
 from stages.settings import Settings, read
-from stages.storage import new_file
+from stages.storage import new_file, write_json
 
 
 class Trace(Settings):
@@ -63,6 +64,7 @@ class Trace(Settings):
     seed: int = 0
 
 
+_DRAWN = ("capability", "capability_low", "capability_high", "retention", "retention_low", "retention_high")
 _COMPARED = (
     ("attribution_blocks", "weights_in"),
     ("attribution_weights", "module_in"),
@@ -152,9 +154,26 @@ def trace(
     return effects.table(_COMPARED)
 
 
+def curves(table: pa.Table) -> list[dict[str, Any]]:
+    """What each intervention on a whole block does, a row a layer: what `dvc plots` draws.
+
+    `states_capability` is what the donor's states leaving the block do to the answers' log-likelihood, nats; retention
+    is KL(target ‖ patched) on text, nats a token. None where an intervention was not made.
+    """
+    rows = [r for r in table.to_pylist() if r["site"] and r["layer"] is not None and r["position"] is None]
+    whole = [r for r in rows if r["site"] == f"layers.{r['layer']}" and r["host"] == "target"]
+    names = [f"{kind}_{figure}" for kind in sorted({r["intervention"] for r in whole}) for figure in _DRAWN]
+    layers: dict[int, dict[str, Any]] = {}
+    for row in whole:
+        into = layers.setdefault(row["layer"], {"layer": row["layer"]} | dict.fromkeys(names))
+        into |= {f"{row['intervention']}_{figure}": row[figure] for figure in _DRAWN}
+    return [layers[layer] for layer in sorted(layers)]
+
+
 def main(
-    target: Path, donor: Path, capability: Path, text: Path, out: Path, params: Path = Path("params.yaml")
-) -> None:
+    target: Path, donor: Path, capability: Path, text: Path, out: Path, curves_out: Path,
+    params: Path = Path("params.yaml"),
+) -> None:  # fmt: skip
     """Trace a donor's parts, as params.yaml says under `trace`."""
     settings = read(params, "trace", Trace)
     tokenizer = load_tokenizer(target)
@@ -179,6 +198,7 @@ def main(
     table = trace(settings, ours, theirs, judge, pairs, digits)
     with new_file(out) as scratch:
         pyarrow.parquet.write_table(table, scratch)
+    write_json(curves_out, curves(table))
     print(f"{table.num_rows} interventions on {len(answers)} prompts and {len(cut)} texts")
 
 

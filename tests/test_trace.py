@@ -114,13 +114,20 @@ def test_the_stage_writes_the_same_bytes_every_time_and_refuses_another_tokenize
     target, donor = (saved(tiny("llama", seed=seed), tmp_path / str(seed)) for seed in (0, 1))
     rest = (tmp_path / "items.jsonl", tmp_path / "texts.jsonl")
     for name in ("a", "b"):
-        main(target, donor, *rest, tmp_path / f"{name}.parquet", tmp_path / "params.yaml")
+        main(target, donor, *rest, tmp_path / f"{name}.parquet", tmp_path / f"{name}.json", tmp_path / "params.yaml")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     table = pyarrow.parquet.read_table(tmp_path / "a.parquet")
     assert set(table["texts"].to_pylist()) == {2}
+    drawn = json.loads((tmp_path / "a.json").read_text())
+    whole = [r for r in table.to_pylist() if (r["site"], r["intervention"]) == ("layers.2", "states")]
+    assert [row["layer"] for row in drawn] == [0, 1, 2, 3]
+    assert (drawn[2]["states_capability"], drawn[2]["states_retention"]) == (
+        whole[0]["capability"],
+        whole[0]["retention"],
+    )
     strange = saved(tiny("llama"), tmp_path / "strange", r"\d|[^\d]{1,3}")
     with pytest.raises(BadInput, match="the target's tokenizer, got another"):
-        main(target, strange, *rest, tmp_path / "c.parquet", tmp_path / "params.yaml")
+        main(target, strange, *rest, tmp_path / "c.parquet", tmp_path / "c.json", tmp_path / "params.yaml")
 
 
 def test_a_single_module_exchanged_is_that_of_a_model_patched_the_long_way():

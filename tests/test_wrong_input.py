@@ -81,12 +81,14 @@ def of_capture(options, models) -> dict:
     return options | {"model": models["target"]}
 
 
+def of_training(options, models, donor: str = "donor") -> dict:
+    return options | {"target": models["target"], "donor": models[donor], "variant": "blade"}
+
+
 def of_trace(options, models, donor: str = "donor") -> dict:
-    return options | {"target": models["target"], "donor": models[donor]}
-
-
-def of_training(options, models) -> dict:
-    return of_trace(options, models) | {"variant": "blade"}
+    found = of_training(options, models, donor)
+    del found["variant"]
+    return found | {"curves_out": options["out"].with_suffix(".json")}
 
 
 STAGES = [(capture.main, of_capture), (trace.main, of_trace), (train_main, of_training)]
@@ -157,7 +159,7 @@ def test_a_donor_that_cannot_be_traced(refused, options, models):
 
 
 def test_an_identity_blade_spells_for_a_donor_with_another_tokenizer(options, models, tmp_path):
-    given = of_trace(options(), models, "strange") | {"variant": "blade", "out": tmp_path / "gate"}
+    given = of_training(options(), models, "strange") | {"out": tmp_path / "gate"}
     train_gates.main(**given)
     assert (tmp_path / "gate" / "gate.safetensors").is_file()
 
