@@ -72,11 +72,7 @@ CONFIGURATIONS: dict[str, dict] = {
 FAMILIES = sorted(CONFIGURATIONS)
 MIXTURES = ("mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe")
 """Those with experts behind a router in every block, four of them of which a token passes two."""
-<<<<<<< HEAD
-SMOOTH = {family: {"num_experts_per_tok": 4} for family in MIXTURES} | {"phimoe": {"num_local_experts": 2}}
-=======
 SMOOTH = {key: {"num_experts_per_tok": 4} for key in MIXTURES} | {"phimoe": {"num_local_experts": 2}}
->>>>>>> main
 """Settings by which a token passes all experts, since one that goes to others is a jump; Phi-MoE knows but two."""
 
 

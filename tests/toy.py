@@ -46,7 +46,7 @@ PARAMS: dict[str, Any] = {
             "strengths": [20.0], "calibration": 8, "test": 8, "resamples": 50,
         },
     },
-    "implant": {
+    "swap": {
         "moved_expert": {
             "target": "moe", "donor": "moe", "test": 4,
             "places": {"layers.1.mlp.experts.0": "layers.0.mlp.experts.2"},

@@ -9,7 +9,7 @@ from stages.settings import Settings
 
 
 class ExpertsRecipe(Settings):
-    """A variant's section under `implant`."""
+    """A variant's section under `swap`."""
 
     target: str
     """The name of the mixture that receives."""

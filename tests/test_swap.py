@@ -9,18 +9,18 @@ import yaml
 from stages.anatomy.experts import implanted, taken
 from stages.anatomy.loading import load
 from stages.errors import BadInput
-from stages.implant import main
 from stages.storage import read_json
+from stages.swap import main
 from tests.families import MIXTURES, saved, tiny, token_ids
 
 PLACES = {"layers.1.mlp.experts.2": "layers.3.mlp.experts.0"}
 RECIPE = {"target": "moe", "donor": "other", "places": PLACES, "test": 4}
 
 
-def implant(root: Path, target: Path, donor: Path, **changed) -> tuple[Path, dict]:
+def swap(root: Path, target: Path, donor: Path, **changed) -> tuple[Path, dict]:
     """The graft, and what its making tells."""
     root.mkdir(exist_ok=True)
-    (root / "params.yaml").write_text(yaml.safe_dump({"implant": {"variant": RECIPE | changed}}))
+    (root / "params.yaml").write_text(yaml.safe_dump({"swap": {"variant": RECIPE | changed}}))
     main("variant", target, donor, root / "graft", root / "making.json", root / "params.yaml")
     return root / "graft", read_json(root / "making.json")
 
@@ -33,7 +33,7 @@ def logits(model) -> torch.Tensor:
 def test_the_written_mixture_has_the_donors_expert_and_is_otherwise_the_target(tmp_path, family):
     receiving, giving = tiny(family).bfloat16(), tiny(family, seed=1).bfloat16()
     target, donor = saved(receiving, tmp_path / "target"), saved(giving, tmp_path / "donor")
-    path, told = implant(tmp_path / "made", target, donor)
+    path, told = swap(tmp_path / "made", target, donor)
     graft, model = load(path), load(target)
     with implanted(model, {"layers.1.mlp.experts.2": taken(load(donor), "layers.3.mlp.experts.0")}):
         assert torch.equal(logits(graft), logits(model))
@@ -47,7 +47,7 @@ def test_the_written_mixture_has_the_donors_expert_and_is_otherwise_the_target(t
 def test_its_own_expert_in_its_place_is_the_target(tmp_path, family):
     target = saved(tiny(family).bfloat16(), tmp_path / "target")
     site = "layers.1.mlp.experts.2"
-    path, told = implant(tmp_path / "made", target, target, places={site: site})
+    path, told = swap(tmp_path / "made", target, target, places={site: site})
     assert torch.equal(logits(load(path)), logits(load(target)))
     for domain in ("letters", "arithmetic"):
         assert told["figures"][f"divergence_{domain}"] == pytest.approx(0, abs=1e-6)
@@ -57,7 +57,7 @@ def test_its_own_expert_in_its_place_is_the_target(tmp_path, family):
 def test_a_dense_donors_mlp_becomes_an_expert(tmp_path):
     target = saved(tiny("mixtral").bfloat16(), tmp_path / "target")
     donor = saved(tiny("llama", intermediate_size=40).bfloat16(), tmp_path / "donor")
-    path, told = implant(tmp_path / "made", target, donor, places={"layers.0.mlp.experts.1": "layers.2.mlp"})
+    path, told = swap(tmp_path / "made", target, donor, places={"layers.0.mlp.experts.1": "layers.2.mlp"})
     own, given = taken(load(path), "layers.0.mlp.experts.1"), taken(load(donor), "layers.2.mlp")
     assert torch.equal(own.gate[:40], given.gate) and torch.equal(own.down[:, :40], given.down)
     assert not own.down[:, 40:].any()
@@ -76,5 +76,5 @@ def test_what_does_not_fit_is_refused_in_one_sentence_and_nothing_is_written(tmp
     ]
     for target, donor, changed, match in wrong:
         with pytest.raises(BadInput, match=match):
-            implant(tmp_path / "refused", target, donor, **changed)
+            swap(tmp_path / "refused", target, donor, **changed)
     assert [path.name for path in (tmp_path / "refused").iterdir()] == ["params.yaml"]

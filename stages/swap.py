@@ -33,8 +33,8 @@ def told(
 
 
 def main(variant: str, target: Path, donor: Path, out: Path, making: Path, params: Path = Path("params.yaml")) -> None:
-    """Build the graft of the variant that params.yaml describes under `implant`."""
-    recipe = read_params(params, f"implant.{variant}", ExpertsRecipe)
+    """Build the graft of the variant that params.yaml describes under `swap`."""
+    recipe = read_params(params, f"swap.{variant}", ExpertsRecipe)
     model, tokenizer = load(target, device="cpu"), load_tokenizer(target)
     routers_of(model)
     experts = given(recipe, load(donor, device="cpu"))
@@ -45,7 +45,7 @@ def main(variant: str, target: Path, donor: Path, out: Path, making: Path, param
     with implanted(model, experts):
         figures, _ = told(model, asked, before)
         figures |= {f"{name}_of_target": value for name, value in usual.items()}
-        write_making(making, "implant", [recipe.donor], recipe, moved, 0, {**figures, "items": recipe.test})
+        write_making(making, "swap", [recipe.donor], recipe, moved, 0, {**figures, "items": recipe.test})
         with new_directory(out) as directory:
             model.to(torch.bfloat16).save_pretrained(directory)
             tokenizer.save_pretrained(directory)
