@@ -34,7 +34,7 @@ def graph() -> grimp.ImportGraph:
 
 
 def closure(graph: grimp.ImportGraph, module: str) -> set[str]:
-    """The files of a module and of all that it imports, with what lies beside a module under its name (page.css)."""
+    """The files of a module and of all that it imports, with what lies beside a module under its name (page.html)."""
     files = set()
     for name in {module, *graph.find_upstream_modules(module)}:
         path = ROOT / Path(*name.split("."))

@@ -1,22 +1,15 @@
 """The page: figures, charts and evidence laid out, every word of theirs escaped."""
 
-import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
-
-import jinja2
-import vl_convert
-from markupsafe import Markup
 
 from stages.pages import causal, charts, layers, selection, views, words
 from stages.pages.catalog import catalog
 from stages.pages.evidence import Evidence
 from stages.pages.flow import flows
-from stages.pages.plots import Plot
 from stages.pages.roles import Roles
+from stages.pages.shell import Charts, page
 
-_HERE = Path(__file__).parent
 _CONTENTS = (
     ("verdict", "Verdict"),
     ("capability", "Where it works"),
@@ -34,22 +27,11 @@ def render(summary: Mapping[str, Any], roles: Roles, evidence: Evidence, setting
 
     `settings` are the report's: resamples, confidence, perplexity_limit and margin are stated on the page.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": words.number,
-        "span": words.span,
-        "chance": words.chance,
-        "breakable": words.breakable,
-    }
-    specs: dict[str, Mapping[str, Any]] = {}
-    drawn = _draw(summary, roles, evidence, specs)
-    return environment.get_template("page.html").render(
+    charts = Charts()
+    drawn = _draw(summary, roles, evidence, charts)
+    return page(
+        "page.html",
+        charts,
         **drawn,
         **views.cells(summary, roles),
         **views.counts(summary),
@@ -63,29 +45,12 @@ def render(summary: Mapping[str, Any], roles: Roles, evidence: Evidence, setting
         recipes=views.recipes(roles, evidence),
         settings=settings,
         percent=f"{100 * settings['confidence']:g} %",
-        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        js=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
-        bundle=Markup(
-            vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-            .replace("</script", "<\\/script")
-            .replace("<!--", "<\\!--")
-        ),
-        specs=Markup(json.dumps(specs, sort_keys=True, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")),
     )
 
 
-def _draw(
-    summary: Mapping[str, Any], roles: Roles, evidence: Evidence, specs: dict[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The page's charts by section, each with the id under which its specification is put into `specs`."""
-
-    def placed(plots: Iterable[Plot | None]) -> list[dict[str, Any]]:
-        kept = []
-        for plot in filter(None, plots):
-            kept.append({"id": f"chart-{len(specs)}", "plot": plot})
-            specs[kept[-1]["id"]] = plot.spec
-        return kept
-
+def _draw(summary: Mapping[str, Any], roles: Roles, evidence: Evidence, drawn: Charts) -> dict[str, Any]:
+    """The page's charts by section."""
+    placed = drawn.placed
     by_donor = []
     for donor in roles.donors:
         plots = causal.maps(evidence.trace[donor], donor) if donor in evidence.trace else []
