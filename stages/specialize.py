@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import tokenizers
@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from stages.anatomy.encoding import encode, pad
@@ -106,7 +107,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 def from_scratch(recipe: Scratch | Experts, vocabulary: int) -> LlamaForCausalLM | MixtralForCausalLM:
     """The untrained model of a recipe."""
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": recipe.width,
         "num_hidden_layers": recipe.blocks,
@@ -121,10 +122,29 @@ def from_scratch(recipe: Scratch | Experts, vocabulary: int) -> LlamaForCausalLM
     }
     if isinstance(recipe, Scratch):
         return LlamaForCausalLM(LlamaConfig(**shape))
-    mixture = {"num_local_experts": recipe.experts, "num_experts_per_tok": recipe.active}
+    mixture: dict[str, Any] = {"num_local_experts": recipe.experts, "num_experts_per_tok": recipe.active}
+    mixture["rope_parameters"] = {"rope_type": "default", "rope_theta": 10_000.0}  # Mixtral's own is for long texts
     model = MixtralForCausalLM(MixtralConfig(**shape, **mixture, router_aux_loss_coef=recipe.balance))
-    model.set_experts_implementation("eager")  # grouped products stay in float32 under autocast
+    model.set_experts_implementation("all" if torch.cuda.is_available() else "eager")
     return model
+
+
+def every_expert(
+    stack: torch.nn.Module, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """What a stack of experts gives [tokens, width], by letting every token pass all of them as one wide MLP.
+
+    On a GPU few small experts are faster so than one by one, and unlike grouped products it runs in half precision
+    under autocast. `chosen` and `weights` are [tokens, active].
+    """
+    gate_up, down = stack.get_parameter("gate_up_proj"), stack.get_parameter("down_proj")
+    share = weights.new_zeros(len(states), len(gate_up)).scatter_(1, chosen, weights)
+    gate, up = torch.nn.functional.linear(states, gate_up.flatten(0, 1)).unflatten(1, gate_up.shape[:2]).chunk(2, -1)
+    inside = stack.get_submodule("act_fn")(gate) * up * share[..., None].to(gate.dtype)
+    return torch.nn.functional.linear(inside.flatten(1), down.permute(1, 0, 2).flatten(1)).to(states.dtype)
+
+
+ALL_EXPERTS_FUNCTIONS.register("all", every_expert)
 
 
 def imbalance(model: PreTrainedModel, router_logits: tuple[torch.Tensor, ...], read: torch.Tensor) -> torch.Tensor:
@@ -132,8 +152,8 @@ def imbalance(model: PreTrainedModel, router_logits: tuple[torch.Tensor, ...], r
 
     `experts` Σ_e f_e p_e with f the share of tokens routed to e and p its mean probability (arXiv 2101.03961).
     """
-    config = model.config
-    return load_balancing_loss_func(router_logits, config.num_local_experts, config.num_experts_per_tok, read)
+    experts, active = model.config.num_local_experts, model.config.num_experts_per_tok
+    return torch.as_tensor(load_balancing_loss_func(router_logits, experts, active, read))  # type: ignore[arg-type]
 
 
 def taught(recipe: Adapter | Scratch | Experts) -> list[Name]:

@@ -35,9 +35,16 @@ CONFIGURATIONS: dict[str, dict] = {
     "olmoe": _LLAMA | {"num_experts": 4, "num_experts_per_tok": 2},
     "phimoe": _LLAMA | {"num_local_experts": 4},
     "qwen2": _LLAMA,
+    "qwen3": _LLAMA | {"head_dim": 8},
     "phi3": _LLAMA,
+    "stablelm": _LLAMA,
+    "olmo2": _LLAMA,
     "gemma": _LLAMA | {"head_dim": 8},
     "gemma2": _LLAMA | {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gemma3_text": _LLAMA
+    | {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8}
+    | {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "falcon": _SINGLE_QUERY | {"num_kv_heads": 2, "new_decoder_architecture": True, "ffn_hidden_size": 64},
     "gpt_neox": _SINGLE_QUERY,
     "opt": _OPT | {"ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.2},
     "bloom": {

@@ -27,6 +27,21 @@ def test_imbalance_is_least_when_experts_are_equally_busy_and_grows_to_their_num
     assert imbalance(model, (same, same), read).item() == pytest.approx(RECIPE.experts, rel=1e-3)
 
 
+def test_every_expert_at_once_gives_what_the_chosen_ones_give_one_by_one():
+    model = from_scratch(RECIPE, 99)
+    ids = torch.randint(3, 99, (3, 7), generator=torch.Generator().manual_seed(0))
+    told, gradients = [], []
+    for implementation in ("all", "eager"):
+        model.set_experts_implementation(implementation)
+        model.zero_grad()
+        logits = model(input_ids=ids, use_cache=False).logits
+        logits.pow(2).sum().backward()
+        told.append(logits.detach())
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert torch.allclose(*told, atol=1e-6)
+    assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(*gradients, strict=True))
+
+
 def test_padding_counts_for_no_expert():
     model = from_scratch(RECIPE, 99)
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))

@@ -21,7 +21,7 @@ from stages.anatomy.hooks import reading
 from stages.anatomy.sites import sites_of
 from stages.recorder import Recorder, Rows
 from stages.recording import capture
-from tests.families import tiny
+from tests.families import MIXTURES, tiny
 
 ROOT = Path(__file__).parent.parent
 SITES = ["layers.1.self_attn.heads.2", "layers.1", "layers.3.mlp"]
@@ -192,9 +192,10 @@ def test_the_language_model_head_does_not_run(tmp_path):
     assert not calls
 
 
-def test_every_site_of_a_mixture_is_captured(tmp_path):
+@pytest.mark.parametrize("family", MIXTURES)
+def test_every_site_of_a_mixture_is_captured(tmp_path, family):
     """Heads, router and experts too, each as a pass over one text gives it."""
-    model, read = tiny("mixtral"), texts(4)
+    model, read = tiny(family), texts(4)
     sites = [site for site in sites_of(model) if site != "lm_head"]
     capture(model, read, sites, tmp_path / "a.h5", BUDGET)
     file = Activations(tmp_path / "a.h5")

@@ -32,8 +32,26 @@ PARAMS: dict[str, Any] = {
     "specialize": {
         "sibling": {"recipe": "adapter", "rank": 4, "alpha": 8, **DONOR},
         "calculator": {"recipe": "scratch", "width": 16, "blocks": 2, "heads": 2, "mlp_width": 32, **DONOR},
+        "moe": {
+            "recipe": "experts", "capabilities": ["arithmetic", "letters"], "width": 16, "blocks": 2, "heads": 2,
+            "mlp_width": 8, "experts": 4, "active": 2, "balance": 0.01, **DONOR,
+        },
     },
-    "adopt": {"sibling": {"trained": "sibling"}, "calculator": {"trained": "calculator"}},
+    "adopt": {
+        "sibling": {"trained": "sibling"}, "calculator": {"trained": "calculator"}, "moe": {"trained": "moe"},
+    },
+    "route": {
+        "letters_experts": {
+            "target": "moe", "toward": "letters", "away": "arithmetic", "experts": 1, "strength": 2.0,
+            "strengths": [20.0], "calibration": 8, "test": 8, "resamples": 50,
+        },
+    },
+    "swap": {
+        "moved_expert": {
+            "target": "moe", "donor": "moe", "test": 4,
+            "places": {"layers.1.mlp.experts.0": "layers.0.mlp.experts.2"},
+        },
+    },
     "prompts": {
         "train": 400, "calibration": 8, "test": 20, "unseen": 0.3, "seed": 0, "kept_texts": 4, "kept_questions": 4,
         "domains": ["letters"], "domain_items": {"train": 8, "calibration": 4, "test": 8, "unseen": 0.3},

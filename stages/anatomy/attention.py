@@ -52,8 +52,15 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
     if "eager" in before.values() and len(set(before.values())) == 1:
         yield
         return
-    model.set_attn_implementation("eager")
+    _set(model, {"": "eager"})
     try:
         yield
     finally:
-        model.set_attn_implementation(before if len(before) > 1 else before[""])
+        _set(model, before)
+
+
+def _set(model: PreTrainedModel, implementations: dict[str, str]) -> None:
+    """Of the model itself, `""`, and of each configuration inside its own; all alike where only one is given."""
+    model.set_attn_implementation(implementations if len(implementations) > 1 else implementations[""])
+    if model.config._attn_implementation != implementations[""]:  # Falcon reads it there but refuses to be told
+        model.config._attn_implementation = implementations[""]

@@ -73,7 +73,7 @@ def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
         names[id(module)]: module
         for block in blocks(model)
         for module in block.modules()
-        if isinstance(module, nn.Linear | Conv1D) and type(module).forward in (nn.Linear.forward, Conv1D.forward)
+        if isinstance(module, nn.Linear | Conv1D) and not hasattr(module, "num_experts")
     }
 
 

@@ -32,6 +32,19 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Overwritten(Output):
+    """An output that what follows adds to in place: a copy is read, and a copy goes on."""
+
+    def read(self, inputs: tuple[Any, ...], output: Any) -> torch.Tensor:
+        """The output's first tensor as it is now."""
+        return super().read(inputs, output).clone()
+
+    def write(self, inputs: tuple[Any, ...], output: Any, state: torch.Tensor) -> Any:
+        """The output with a copy of `state` as its first tensor."""
+        return super().write(inputs, output, state.clone())
+
+
+@dataclass(frozen=True)
 class Channels:
     """Some channels of what enters a matrix: of attention's W_O one head's output, of an MLP's last matrix neurons."""
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +13,7 @@ from stages.anatomy.encoding import batches, pad
 from stages.anatomy.places import Router
 from stages.anatomy.sites import sites_of
 from stages.errors import BadInput
-from stages.graft.router import RouterBias
+from stages.graft.router import rerouted
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def routers_of(model: PreTrainedModel) -> dict[int, str]:
 
 def experts_of(model: PreTrainedModel) -> int:
     """Experts in each mixture of `model`. Raises BadInput as `routers_of` does."""
-    return len(model.get_submodule(next(iter(routers_of(model).values()))).weight)
+    return len(model.get_submodule(next(iter(routers_of(model).values()))).get_parameter("weight"))
 
 
 @torch.inference_mode()
@@ -59,7 +60,7 @@ def routed(model: PreTrainedModel, sequences: Sequence[Sequence[int]], budget: i
     mass = torch.zeros(len(sequences), len(routers), count, dtype=torch.float64)
     given: dict[str, torch.Tensor] = {}
 
-    def note(name: str, output: tuple[torch.Tensor, ...]) -> None:
+    def note(name: str, output: Any) -> None:
         _, weights, chosen = output
         dense = torch.zeros(len(weights), count, device=weights.device).scatter_(1, chosen, weights.float())
         given[name] = dense / dense.sum(-1, keepdim=True)
@@ -85,9 +86,12 @@ def routed(model: PreTrainedModel, sequences: Sequence[Sequence[int]], budget: i
 @contextlib.contextmanager
 def biased(model: PreTrainedModel, bias: torch.Tensor) -> Iterator[None]:
     """Inside the block, the routers' logits are raised by `bias` [mixtures, experts]; afterwards they are as before."""
-    part = RouterBias(list(routers_of(model).values()), experts_of(model))
-    part.bias.copy_(bias)
-    handles = part.hold(model)
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda router, args, output, own=own: rerouted(router, args, output, own)
+        )
+        for name, own in zip(routers_of(model).values(), bias, strict=True)
+    ]
     try:
         yield
     finally:

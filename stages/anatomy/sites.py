@@ -10,13 +10,15 @@ from transformers.pytorch_utils import Conv1D
 
 from stages.anatomy.blocks import attention_of, blocks, mlp_output_of, stack
 from stages.anatomy.names import neurons_of, valid
-from stages.anatomy.places import Channels, Expert, Output, Place, Router
+from stages.anatomy.places import Channels, Expert, Output, Overwritten, Place, Router
 from stages.errors import BadInput
 
 _FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 _ATTENTION_OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 _MLP_OUTPUT = ("down_proj", "dense_4h_to_h", "fc2", "fc_out", "c_proj")
 _ROUTER = ("gate", "router")
+_OVERWRITING = ("FalconDecoderLayer",)
+"""Blocks that add their attention's output to their MLP's in place."""
 
 
 def sites_of(model: PreTrainedModel, neuron_groups: int = 1) -> dict[str, Place]:
@@ -42,7 +44,8 @@ def sites_of(model: PreTrainedModel, neuron_groups: int = 1) -> dict[str, Place]
         if mlp is not None:
             inside = dict(_mixture(mlp)) or dict(_neurons(mlp, neuron_groups))
             found |= {f"layers.{index}.mlp.{name}": place for name, place in inside.items()}
-            found[f"layers.{index}.mlp"] = Output(_without_residual(mlp, _MLP_OUTPUT))
+            kind = Overwritten if type(block).__name__ in _OVERWRITING else Output
+            found[f"layers.{index}.mlp"] = kind(_without_residual(mlp, _MLP_OUTPUT))
         found[f"layers.{index}"] = Output(block)
     norms = [child for name, child in stack(model).named_children() if name in _FINAL_NORM]
     if norms:

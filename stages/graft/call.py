@@ -1,6 +1,7 @@
 """One forward pass of a graft: what its parts may ask for, and where they take hold."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,11 +65,19 @@ class Call:
 
     def after(self, module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """In this pass `module` gives out the changed states."""
+
+        def leave(_, output):
+            return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+        self.remake(module, leave)
+
+    def remake(self, module: nn.Module, make: Callable[[tuple, Any], Any]) -> None:
+        """In this pass `module` gives out what `make` makes of its inputs and its output."""
         count = self._count(module)
 
         def leave(_, args, output):
             count[1] += 1
-            return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+            return make(args, output)
 
         self._handles.append(module.register_forward_hook(leave))
 

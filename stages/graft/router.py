@@ -1,11 +1,10 @@
 """Experts that a mixture is made to prefer: a bias on its routers' logits, before the best experts are chosen."""
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
+
+from .call import Call
 
 
 class RouterBias(nn.Module):
@@ -16,37 +15,38 @@ class RouterBias(nn.Module):
     bias cannot be folded into the weights, nor has the architecture a place for one, and so it travels as a part.
     """
 
+    bias: torch.Tensor  # [routers, experts]
+
     def __init__(self, routers: list[str], experts: int):
         super().__init__()
-        self.given = {"routers": routers, "experts": experts}  # dotted names in the model, experts of each
+        self.routers = routers  # dotted names in the target
         self.register_buffer("bias", torch.zeros(len(routers), experts))
 
-    def hold(self, model: nn.Module) -> list[RemovableHandle]:
-        """Biases the routers of `model` until the handles are removed; all zero, it changes no bit of any logit."""
-        named = zip(self.given["routers"], self.bias, strict=True)
-        return [model.get_submodule(name).register_forward_hook(_biased(bias)) for name, bias in named]
+    def attach(self, call: Call) -> None:
+        """Takes hold of the target's routers for one pass; all zero, it changes no bit of any logit."""
+        for name, bias in zip(self.routers, self.bias, strict=True):
+            router = call.target.get_submodule(name)
+            call.remake(router, lambda args, output, router=router, bias=bias: rerouted(router, args, output, bias))
 
 
-def _biased(bias: torch.Tensor) -> Callable:
-    """A hook that gives what the router makes of its logits plus `bias` [experts]."""
-    silent = not bias.any()
+def rerouted(router: nn.Module, args: tuple, output: tuple, bias: torch.Tensor) -> tuple:
+    """What `router` makes of its logits plus `bias` [experts], where it made `output` of its logits alone.
 
-    def hook(router: nn.Module, args: tuple, output: tuple) -> tuple | None:
-        if silent:
-            return None
-        with _Added(bias.to(output[0].device)):  # in float32: 20 plus a small difference is 20 in bfloat16
-            again = router.forward(*args)
-        return tuple(new.to(old.dtype) for new, old in zip(again, output, strict=True))
-
-    return hook
+    It is the router's own code that chooses and weighs, whatever its family does there.
+    """
+    if not bias.any():
+        return output
+    with _Raised(bias.to(output[0].device)):
+        again = router.forward(*args)
+    return tuple(new.to(old.dtype) for new, old in zip(again, output, strict=True))
 
 
-class _Added(TorchFunctionMode):
+class _Raised(TorchFunctionMode):
     """Inside the block every linear map gives its result plus `bias`; a router has one."""
 
     def __init__(self, bias: torch.Tensor):
         super().__init__()
-        self.bias = bias
+        self.bias = bias.float()  # as 20 and a little more are the same in half precision
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))

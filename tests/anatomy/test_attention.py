@@ -20,8 +20,7 @@ def patterns(model, ids: torch.Tensor) -> dict[int, torch.Tensor]:
 def test_patterns_are_those_that_the_model_gives_out_itself(family):
     model = tiny(family)
     found = patterns(model, token_ids())
-    eager = tiny(family)
-    eager.set_attn_implementation("eager")
+    eager = tiny(family, attn_implementation="eager")
     with torch.no_grad():
         told = eager(input_ids=token_ids(), use_cache=False, output_attentions=True).attentions
     assert list(found) == [0, 1, 2, 3]

@@ -16,7 +16,11 @@ PARTS = [f"layers.{i}{part}" for i in range(4) for part in (".self_attn", ".mlp"
 
 def compared(target, donor, ids: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    compare_on_shared_inputs(target, donor, ids, lambda site, *both: found.__setitem__(site, both))
+
+    def keep(site: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+        found[site] = ours.clone(), theirs.clone()
+
+    compare_on_shared_inputs(target, donor, ids, keep)
     return found
 
 

@@ -42,7 +42,7 @@ def test_every_stage_runs_and_the_report_is_there(built):
     page = (built.root / "data" / "report" / "index.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html>")
     summary = json.loads((built.root / "data" / "report" / "summary.json").read_text())
-    assert list(summary["donors"]) == ["calculator", "sibling"]
+    assert list(summary["donors"]) == ["calculator", "moe", "sibling"]
     assert set(summary["variants"]) == {"blade", "bridged_blade", "chosen_blade", "closed_gate", "transplant"}
     for entry in (summary["target"], *summary["donors"].values(), *summary["variants"].values()):
         for figure in ("capability", "recovery", "retention", "perplexity_ratio", "kl_to_target"):
