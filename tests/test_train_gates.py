@@ -13,7 +13,8 @@ from stages.anatomy.encoding import encode
 from stages.items import read_items
 from stages.recipes.blade import Parts, Training, parts
 from stages.storage import read_json, write_jsonl
-from stages.train_gates import keep, logits, main, train
+from stages.train_gates import keep, learning, logits, main
+from stages.training import train
 from tests import grafts
 from tests.families import FAMILIES
 
@@ -80,7 +81,7 @@ def test_what_is_kept_does_not_depend_on_its_company(spelt):
 def test_only_the_injection_changes(spelt):
     before = {n: v.clone() for m in (spelt.target, spelt.reading.donor) for n, v in m.state_dict().items()}
     fresh = {n: v.clone() for n, v in spelt.injection.state_dict().items()}
-    train(spelt, training(steps=5, divergence=1.0), *kept(spelt))
+    train(learning(spelt), training(steps=5, divergence=1.0), *kept(spelt))
     after = {n: v for m in (spelt.target, spelt.reading.donor) for n, v in m.state_dict().items()}
     assert all(torch.equal(value, before[name]) for name, value in after.items())
     assert all(p.grad is None for m in (spelt.target, spelt.reading.donor) for p in m.parameters())
@@ -96,7 +97,7 @@ def test_the_loss_falls_and_is_that_of_the_answers(spelt):
         return cross_entropy(logits(spelt, items)[0], wanted).item()
 
     before = loss()
-    curve = train(spelt, training(), items, texts)
+    curve = train(learning(spelt), training(), items, texts)
     assert [row["step"] for row in curve] == list(range(60))
     assert loss() < 0.5 * before
     assert curve[-1]["cross_entropy"] < 0.5 * curve[0]["cross_entropy"]
@@ -119,14 +120,14 @@ def test_the_weight_on_divergence_keeps_the_target_where_it_was(tmp_path):
     moved = []
     for weight in (0.0, 20.0):
         made = parts(grafts.recipe(bridge="linear", mix="add"), grafts.target(tmp_path), grafts.characters(tmp_path))
-        moved.append(train(made, training(divergence=weight), *kept(made))[-1]["kl"])
+        moved.append(train(learning(made), training(divergence=weight), *kept(made))[-1]["kl"])
     assert moved[1] < 0.2 * moved[0]
 
 
 def test_a_graft_that_changes_nothing_has_no_divergence(tmp_path):
     receiving = grafts.target(tmp_path)
     made = parts(grafts.recipe(layer=2, donor_layer=2), receiving, receiving)
-    curve = train(made, training(steps=2), *kept(made))
+    curve = train(learning(made), training(steps=2), *kept(made))
     assert [row["kl"] for row in curve] == pytest.approx([0, 0], abs=1e-4)
 
 
