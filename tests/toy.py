@@ -63,6 +63,12 @@ PARAMS: dict[str, Any] = {
     },
     "auto": {"chosen_blade": {"donor": "sibling", "strategy": "auto", "alpha": 0.9}},
     "transplant": {"transplant": {"donor": "sibling", "select": "frontier"}},
+    "implant": {
+        "implant": {
+            "donor": "calculator", "layer": 2, "donor_layer": "n-1", "part": "self_attn", "gate": "token",
+            "bridge": "linear", "training": TRAINING,
+        },
+    },
     "evaluate": {"budget": 4096},
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},
