@@ -4,10 +4,11 @@ from pathlib import Path
 
 from stages.assembly import write_graft
 from stages.command import run
-from stages.kept import Site, account, trained
+from stages.kept import Site, trained
 from stages.making import write_making
 from stages.recipes.implant import ImplantRecipe, host, implant
 from stages.settings import read
+from stages.training import account
 
 
 def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, out: Path, making: Path,

@@ -17,7 +17,6 @@ from stages.anatomy.head import logits_at
 from stages.anatomy.restart import resumed
 from stages.graft.call import Call
 from stages.items import PROMPT, TEXT, read_items
-from stages.making import Curve, curve
 from stages.reading import Reading
 from stages.recipes.blade import Training
 from stages.training import Example, Learning, chosen, places, stacked, train
@@ -125,13 +124,3 @@ def trained(
     asked = [(e.ids, e.start) for e in encode(tokenizer, [(row["prompt"], row["answer"]) for row in rows])]
     told = [(tuple(tokenizer(row["text"]).input_ids), 1) for row in read_items(text, TEXT)]
     return train(learning(site), training, keep(site, asked, predictions=False), keep(site, told, predictions=True))
-
-
-def account(steps: Sequence[dict[str, Any]]) -> tuple[dict[str, float | None], dict[str, Curve]]:
-    """Figures and curves of a training for `data/making`; null and empty where there was none."""
-    names = {"cross_entropy": "Cross-entropy of the answers", "kl": "KL(target ‖ graft) on texts"}
-    figures = {f"{name}, last step, nats a token": steps[-1][key] if steps else None for key, name in names.items()}
-    lines = {
-        name: curve("step", "nats a token", [(row["step"], row[key]) for row in steps]) for key, name in names.items()
-    }
-    return figures, lines if steps else {}

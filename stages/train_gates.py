@@ -13,10 +13,12 @@ from stages.anatomy.head import logits_at
 from stages.anatomy.restart import resumed
 from stages.command import run
 from stages.items import PROMPT, TEXT, read_items
+from stages.making import write_making
+from stages.offline import start
 from stages.recipes.blade import BladeRecipe, Parts, Training, parts
 from stages.settings import read
 from stages.storage import new_directory, write_json
-from stages.training import Example, Learning, chosen, places, stacked, train
+from stages.training import Example, Learning, account, chosen, places, stacked, train
 
 
 @dataclass(frozen=True)
@@ -80,22 +82,36 @@ def learning(parts: Parts) -> Learning[Kept]:
     return Learning(parts.injection, functools.partial(logits, parts))
 
 
+def begun(parts: Parts, kept: list[Kept], seed: int) -> dict[str, float | None]:
+    """Starts the bridge from a fit to the kept states; gives how good the fit is on some that were held out.
+
+    The first token of a text is left out, since its state is a sink of attention.
+    """
+    return start(parts.injection.bridge, [(k.d[1:][k.known[1:]], k.h[1:][k.known[1:]]) for k in kept], seed)
+
+
 def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, out: Path,
-         params: Path = Path("params.yaml")) -> None:  # fmt: skip
-    """Train the gate and the bridge of the variant that params.yaml describes under `inject`."""
-    recipe = read(params, f"inject.{variant}", BladeRecipe)
-    curve, learned = [], {}
-    if recipe.training is not None:
-        made = parts(recipe, target, donor)
+         params: Path = Path("params.yaml"), section: str = "inject", making: Path | None = None) -> None:  # fmt: skip
+    """Train the gate and the bridge of the variant that params.yaml describes under `section`."""
+    recipe = read(params, f"{section}.{variant}", BladeRecipe)
+    curve, learned, figures = [], {}, {}
+    made = parts(recipe, target, donor) if recipe.training is not None or making is not None else None
+    if made is not None and recipe.training is not None:
         rows = read_items(capability, PROMPT, recipe.training.prompts)
         asked = [(e.ids, e.start) for e in encode(made.tokenizer, [(row["prompt"], row["answer"]) for row in rows])]
         told = [(tuple(made.tokenizer(row["text"]).input_ids), 1) for row in read_items(text, TEXT)]
         items, texts = keep(made, asked, predictions=False), keep(made, told, predictions=True)
+        if recipe.start == "fitted":
+            figures = begun(made, [*items, *texts], recipe.training.seed)
         curve = train(learning(made), recipe.training, items, texts)
         learned = {n: v.to(torch.bfloat16).contiguous().cpu() for n, v in made.injection.state_dict().items()}
     with new_directory(out) as directory:
         save_file(learned, directory / "gate.safetensors")
         write_json(directory / "training.json", {"curve": curve, "recipe": recipe.model_dump()})
+    if made is not None and making is not None:
+        moved, added = (sum(p.numel() for p in each.parameters()) for each in (made.reading.donor, made.injection))
+        ended, lines = account(curve)
+        write_making(making, section, [recipe.donor], recipe, moved, moved + added, figures | ended, lines)
 
 
 if __name__ == "__main__":

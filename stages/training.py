@@ -1,12 +1,13 @@
 """Parts of a graft trained from kept states: the loss, and the positions of texts that it looks at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
+from stages.making import Curve, curve
 from stages.recipes.blade import Training
 
 
@@ -91,3 +92,13 @@ def train(learning: Learning[E], recipe: Training, items: list[E], texts: list[E
         if step % 10 == 0 or step == recipe.steps - 1:
             print(f"step {step} of {recipe.steps}: cross-entropy {right:.4f}, KL {moved:.4f}", flush=True)
     return curve
+
+
+def account(steps: Sequence[dict[str, Any]]) -> tuple[dict[str, float | None], dict[str, Curve]]:
+    """Figures and curves of a training for `data/making`; null and empty where there was none."""
+    names = {"cross_entropy": "Cross-entropy of the answers", "kl": "KL(target ‖ graft) on texts"}
+    figures = {f"{name}, last step, nats a token": steps[-1][key] if steps else None for key, name in names.items()}
+    lines = {
+        name: curve("step", "nats a token", [(row["step"], row[key]) for row in steps]) for key, name in names.items()
+    }
+    return figures, lines if steps else {}

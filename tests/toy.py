@@ -63,6 +63,12 @@ PARAMS: dict[str, Any] = {
     },
     "auto": {"chosen_blade": {"donor": "sibling", "strategy": "auto", "alpha": 0.9}},
     "transplant": {"transplant": {"donor": "sibling", "select": "frontier"}},
+    "mixture": {
+        "mixture": {
+            "donor": "calculator", "layer": 2, "donor_layer": "n-1", "gate": "token", "bridge": "mixture", "bridges": 2,
+            "start": "fitted", "training": TRAINING,
+        },
+    },
     "implant": {
         "implant": {
             "donor": "calculator", "layer": 2, "donor_layer": "n-1", "part": "self_attn", "gate": "token",
