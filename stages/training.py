@@ -95,9 +95,13 @@ def train(learning: Learning[E], recipe: Training, items: list[E], texts: list[E
 
 
 def account(steps: Sequence[dict[str, Any]]) -> tuple[dict[str, float | None], dict[str, Curve]]:
-    """Figures and curves of a training for `data/making`; null and empty where there was none."""
+    """Figures, of the last ten steps, and curves of a training for `data/making`; null and empty without one."""
     names = {"cross_entropy": "Cross-entropy of the answers", "kl": "KL(target ‖ graft) on texts"}
-    figures = {f"{name}, last step, nats a token": steps[-1][key] if steps else None for key, name in names.items()}
+    last = steps[-10:]
+    figures = {
+        f"{name} at the end, nats a token": sum(row[key] for row in last) / len(last) if last else None
+        for key, name in names.items()
+    }
     lines = {
         name: curve("step", "nats a token", [(row["step"], row[key]) for row in steps]) for key, name in names.items()
     }

@@ -75,6 +75,15 @@ PARAMS: dict[str, Any] = {
             "bridge": "linear", "training": TRAINING,
         },
     },
+    "fuse": {
+        "fusion": {
+            "layer": 2, "training": TRAINING,
+            "members": [
+                {"donor": "sibling", "part": "states", "donor_layer": 2, "mix": "delta"},
+                {"donor": "calculator", "part": "mlp", "donor_layer": 0, "bridge": "linear"},
+            ],
+        },
+    },
     "evaluate": {"budget": 4096},
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},

@@ -16,10 +16,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .blade import Injection
 from .call import Call
 from .donor import Donor, accepted
+from .fusion import Fusion
 from .heard import Heard
 from .implant import Implant
 
-KINDS: dict[str, type[nn.Module]] = {"injection": Injection, "implant": Implant}
+KINDS: dict[str, type[nn.Module]] = {"injection": Injection, "implant": Implant, "fusion": Fusion}
 """The parts that a graft can have: modules with a method `attach` that takes the pass under way."""
 
 
