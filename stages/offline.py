@@ -31,7 +31,7 @@ def start(bridge: Bridge, texts: Sequence[Pair], seed: int = 0) -> dict[str, flo
     rows = [(layer_norm(d.float(), d.shape[-1:]).cpu(), h.float().cpu()) for d, h in texts]
     fit = [row for number, row in enumerate(rows) if number % _HELD_OUT]
     whole = [(torch.cat([x for x, _ in fit]), torch.cat([y for _, y in fit]))]
-    known, count = moments(whole), bridge.share.out_features if bridge.kind == "mixture" else 1
+    known, count = moments(whole), bridge.bridges
     single = ridge(known, _STRENGTH)
     maps: dict[str, Affine | Mixture] = {"linear": single.to(torch.float32)}
     if count > 1:

@@ -22,7 +22,7 @@ class Bridge(nn.Module):
                 f"The donor has width {donor_width} and the target {target_width}, which {kind!r} cannot bridge; "
                 "set bridge: linear."
             )
-        self.kind = kind
+        self.kind, self.bridges = kind, bridges
         if kind != "identity":
             self.norm = nn.LayerNorm(donor_width)
             self.map = nn.Linear(donor_width, bridges * target_width)
@@ -42,5 +42,5 @@ class Bridge(nn.Module):
         mapped = self.map(normed)
         if self.kind == "mixture":
             shares = self.share(normed).softmax(-1)  # [..., bridges]
-            return (shares[..., None] * mapped.unflatten(-1, (shares.shape[-1], -1))).sum(-2)
+            return (shares[..., None] * mapped.unflatten(-1, (self.bridges, -1))).sum(-2)
         return states + mapped if self.kind == "residual" else mapped
