@@ -1,12 +1,11 @@
 """Gate and bridge of an injected variant, trained on kept states: only the blocks after the injection run."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy, kl_div
 
 from stages.anatomy.blocks import blocks
 from stages.anatomy.encoding import batches, encode, pad
@@ -14,26 +13,24 @@ from stages.anatomy.head import logits_at
 from stages.anatomy.restart import resumed
 from stages.command import run
 from stages.items import PROMPT, TEXT, read_items
+from stages.making import write_making
+from stages.offline import start
 from stages.recipes.blade import BladeRecipe, Parts, Training, parts
 from stages.settings import read
 from stages.storage import new_directory, write_json
+from stages.training import Example, Learning, account, chosen, places, stacked, train
 
 
 @dataclass(frozen=True)
-class Kept:
+class Kept(Example):
     """One text's states, without pads."""
 
-    ids: tuple[int, ...]
-    start: int
-    """The first token that is predicted in training: an answer's, or a text's second."""
     h: torch.Tensor
     """[tokens, width], leaving the target's block"""
     d: torch.Tensor
     """[tokens, donor width]"""
     known: torch.Tensor
     """[tokens], where the donor has read something"""
-    final: torch.Tensor | None
-    """[tokens, vocabulary], the target's log-probabilities in half precision, as there are many; for texts"""
 
 
 @torch.inference_mode()
@@ -55,16 +52,11 @@ def keep(parts: Parts, sequences: list[tuple[tuple[int, ...], int]], predictions
                 n = len(tokens)
                 final = output.logits[row, :n].log_softmax(-1).half() if predictions else None
                 kept[i] = Kept(
-                    tokens, start, left[0][row, :n].clone(), d[row, :n].clone(), known[row, :n].clone(), final
+                    tokens, start, final, left[0][row, :n].clone(), d[row, :n].clone(), known[row, :n].clone()
                 )
     finally:
         handle.remove()
     return [kept[i] for i in range(len(sequences))]
-
-
-def stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Ragged tensors as one batch, padded on the right with zeros."""
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
 
 
 def logits(
@@ -77,68 +69,49 @@ def logits(
     """
     ids = stacked([torch.tensor(k.ids, device=k.h.device) for k in kept])
     h, d, known = (stacked([getattr(k, name) for k in kept]) for name in ("h", "d", "known"))
-    places = [(row, column) for row, k in enumerate(kept) for column in range(k.start - 1, len(k.ids) - 1)]
-    row, column = torch.tensor(places, device=h.device).T
+    row, column = places(kept, h.device)
     changed = parts.injection(h, d, known)
-    chosen = torch.arange(len(places), device=h.device)
-    if training is not None and training.positions < len(places):
-        moved = ((changed.detach() - h).norm(dim=-1) / h.norm(dim=-1))[row, column]
-        order = moved.argsort(descending=True)
-        hardest = round(training.hardest * training.positions)
-        most, others = order[:hardest], order[hardest:]
-        drawn = torch.randperm(len(others), generator=generator)[: training.positions - hardest]
-        chosen = torch.cat([most, others[drawn.to(h.device)]])
+    moved = ((changed.detach() - h).norm(dim=-1) / h.norm(dim=-1))[row, column]
+    positions = chosen(moved, training, generator)
     with resumed(parts.target, parts.layer, changed):
-        return logits_at(parts.target, ids, row[chosen], column[chosen]), chosen
+        return logits_at(parts.target, ids, row[positions], column[positions]), positions
 
 
-def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) -> list[dict[str, Any]]:
-    """Trains the injection in place by Adam; gives the loss curve.
+def learning(parts: Parts) -> Learning[Kept]:
+    """The injection as what learns."""
+    return Learning(parts.injection, functools.partial(logits, parts))
 
-    Loss: cross-entropy of the answers' tokens + divergence · KL(target ‖ graft) at `positions` tokens of the texts, in
-    nats a token; a text is drawn as often as it is long. Answers and texts pass apart, since texts are several times
-    as long and would pad the answers.
+
+def begun(parts: Parts, kept: list[Kept], seed: int) -> dict[str, float | None]:
+    """Starts the bridge from a fit to the kept states; gives how good the fit is on some that were held out.
+
+    The first token of a text is left out, since its state is a sink of attention.
     """
-    generator = torch.Generator().manual_seed(recipe.seed)
-    optimizer = torch.optim.Adam(parts.injection.parameters(), lr=recipe.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
-    )
-    lengths = torch.tensor([float(len(k.ids)) for k in texts])
-    curve = []
-    for step in range(recipe.steps):
-        asked = [items[i] for i in torch.randint(len(items), (recipe.batch,), generator=generator).tolist()]
-        told = [texts[i] for i in torch.multinomial(lengths, recipe.texts, True, generator=generator).tolist()]
-        wanted = torch.tensor([i for k in asked for i in k.ids[k.start :]], device=asked[0].h.device)
-        right = cross_entropy(logits(parts, asked)[0], wanted)
-        reference = torch.cat([k.final[k.start - 1 : -1] for k in told if k.final is not None])
-        told_now, chosen = logits(parts, told, recipe, generator)
-        moved = kl_div(told_now.log_softmax(-1), reference[chosen].to(told_now), log_target=True, reduction="batchmean")
-        optimizer.zero_grad(set_to_none=True)
-        (right + recipe.divergence * moved).backward()
-        optimizer.step()
-        schedule.step()
-        curve.append({"step": step, "cross_entropy": round(right.item(), 5), "kl": round(moved.item(), 5)})
-        if step % 10 == 0 or step == recipe.steps - 1:
-            print(f"step {step} of {recipe.steps}: cross-entropy {right:.4f}, KL {moved:.4f}", flush=True)
-    return curve
+    return start(parts.injection.bridge, [(k.d[1:][k.known[1:]], k.h[1:][k.known[1:]]) for k in kept], seed)
 
 
 def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, out: Path,
-         params: Path = Path("params.yaml")) -> None:  # fmt: skip
-    """Train the gate and the bridge of the variant that params.yaml describes under `inject`."""
-    recipe = read(params, f"inject.{variant}", BladeRecipe)
-    curve, learned = [], {}
-    if recipe.training is not None:
-        made = parts(recipe, target, donor)
+         params: Path = Path("params.yaml"), section: str = "inject", making: Path | None = None) -> None:  # fmt: skip
+    """Train the gate and the bridge of the variant that params.yaml describes under `section`."""
+    recipe = read(params, f"{section}.{variant}", BladeRecipe)
+    curve, learned, figures = [], {}, {}
+    made = parts(recipe, target, donor) if recipe.training is not None or making is not None else None
+    if made is not None and recipe.training is not None:
         rows = read_items(capability, PROMPT, recipe.training.prompts)
         asked = [(e.ids, e.start) for e in encode(made.tokenizer, [(row["prompt"], row["answer"]) for row in rows])]
         told = [(tuple(made.tokenizer(row["text"]).input_ids), 1) for row in read_items(text, TEXT)]
-        curve = train(made, recipe.training, keep(made, asked, predictions=False), keep(made, told, predictions=True))
+        items, texts = keep(made, asked, predictions=False), keep(made, told, predictions=True)
+        if recipe.start == "fitted":
+            figures = begun(made, [*items, *texts], recipe.training.seed)
+        curve = train(learning(made), recipe.training, items, texts)
         learned = {n: v.to(torch.bfloat16).contiguous().cpu() for n, v in made.injection.state_dict().items()}
     with new_directory(out) as directory:
         save_file(learned, directory / "gate.safetensors")
         write_json(directory / "training.json", {"curve": curve, "recipe": recipe.model_dump()})
+    if made is not None and making is not None:
+        moved, added = (sum(p.numel() for p in each.parameters()) for each in (made.reading.donor, made.injection))
+        ended, lines = account(curve)
+        write_making(making, section, [recipe.donor], recipe, moved, moved + added, figures | ended, lines)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from stages.anatomy.encoding import encode
 from stages.items import read_items
 from stages.recipes.blade import Parts, Training, parts
 from stages.storage import read_json, write_jsonl
-from stages.train_gates import keep, logits, main, train
+from stages.train_gates import begun, keep, learning, logits, main
+from stages.training import train
 from tests import grafts
 from tests.families import FAMILIES
 
@@ -80,7 +81,7 @@ def test_what_is_kept_does_not_depend_on_its_company(spelt):
 def test_only_the_injection_changes(spelt):
     before = {n: v.clone() for m in (spelt.target, spelt.reading.donor) for n, v in m.state_dict().items()}
     fresh = {n: v.clone() for n, v in spelt.injection.state_dict().items()}
-    train(spelt, training(steps=5, divergence=1.0), *kept(spelt))
+    train(learning(spelt), training(steps=5, divergence=1.0), *kept(spelt))
     after = {n: v for m in (spelt.target, spelt.reading.donor) for n, v in m.state_dict().items()}
     assert all(torch.equal(value, before[name]) for name, value in after.items())
     assert all(p.grad is None for m in (spelt.target, spelt.reading.donor) for p in m.parameters())
@@ -96,7 +97,7 @@ def test_the_loss_falls_and_is_that_of_the_answers(spelt):
         return cross_entropy(logits(spelt, items)[0], wanted).item()
 
     before = loss()
-    curve = train(spelt, training(), items, texts)
+    curve = train(learning(spelt), training(), items, texts)
     assert [row["step"] for row in curve] == list(range(60))
     assert loss() < 0.5 * before
     assert curve[-1]["cross_entropy"] < 0.5 * curve[0]["cross_entropy"]
@@ -119,15 +120,36 @@ def test_the_weight_on_divergence_keeps_the_target_where_it_was(tmp_path):
     moved = []
     for weight in (0.0, 20.0):
         made = parts(grafts.recipe(bridge="linear", mix="add"), grafts.target(tmp_path), grafts.characters(tmp_path))
-        moved.append(train(made, training(divergence=weight), *kept(made))[-1]["kl"])
+        moved.append(train(learning(made), training(divergence=weight), *kept(made))[-1]["kl"])
     assert moved[1] < 0.2 * moved[0]
 
 
 def test_a_graft_that_changes_nothing_has_no_divergence(tmp_path):
     receiving = grafts.target(tmp_path)
     made = parts(grafts.recipe(layer=2, donor_layer=2), receiving, receiving)
-    curve = train(made, training(steps=2), *kept(made))
+    curve = train(learning(made), training(steps=2), *kept(made))
     assert [row["kl"] for row in curve] == pytest.approx([0, 0], abs=1e-4)
+
+
+def test_kept_states_of_a_mixture_give_the_logits_of_the_whole_graft(tmp_path):
+    given = {"bridge": "mixture", "bridges": 3}
+    assert_equal_to_the_whole_graft(
+        *grafts.built(tmp_path / "x", grafts.target(tmp_path), grafts.characters(tmp_path), **given)
+    )
+
+
+def test_a_fitted_start_brings_the_donors_states_closer_to_the_targets(tmp_path):
+    given = {"bridge": "mixture", "bridges": 2, "start": "fitted"}
+    made = parts(grafts.recipe(**given), grafts.target(tmp_path), grafts.characters(tmp_path))
+    items, texts = kept(made)
+
+    def error() -> float:
+        with torch.no_grad():
+            return sum((made.injection.bridge(k.d[1:]) - k.h[1:]).square().mean().item() for k in [*items, *texts])
+
+    before, figures = error(), begun(made, [*items, *texts], 0)
+    assert error() < 0.7 * before
+    assert figures["Rows fitted"] + figures["Rows held out"] == sum(len(k.ids) - 1 for k in [*items, *texts])
 
 
 @pytest.fixture
@@ -137,12 +159,16 @@ def files(tmp_path):
     settings = grafts.UNTRAINED | {"steps": 3, "prompts": 4, "batch": 2, "texts": 2, "positions": 9}
     blade = {"donor": "d", "layer": 2, "donor_layer": 1, "gate": "token", "bridge": "linear", "training": settings}
     closed = {"donor": "d", "layer": 2, "donor_layer": 1, "gate": "closed"}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"inject": {"blade": blade, "closed": closed}}))
+    several = blade | {"bridge": "mixture", "bridges": 2, "start": "fitted"}
+    sections = {"inject": {"blade": blade, "closed": closed}, "mixture": {"blade": several}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
 
-    def run(variant: str, name: str) -> Path:
+    def run(variant: str, name: str, **given) -> Path:
         giving = grafts.characters(tmp_path) if variant == "blade" else grafts.target(tmp_path, seed=1)
         prompts, text = tmp_path / "train.jsonl", tmp_path / "text.jsonl"
-        main(variant, grafts.target(tmp_path), giving, prompts, text, tmp_path / name, tmp_path / "params.yaml")
+        main(
+            variant, grafts.target(tmp_path), giving, prompts, text, tmp_path / name, tmp_path / "params.yaml", **given
+        )
         return tmp_path / name
 
     return run
@@ -154,6 +180,16 @@ def test_the_same_run_gives_the_same_bytes(files):
     assert all(p.read_bytes() == (other / p.name).read_bytes() for p in one.iterdir())
     assert len(read_json(one / "training.json")["curve"]) == 3
     assert {v.dtype for v in load_file(one / "gate.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_variant_of_another_section_tells_how_it_was_made(files, tmp_path):
+    out = files("blade", "several", section="mixture", making=tmp_path / "several.json")
+    assert load_file(out / "gate.safetensors")["bridge.share.weight"].shape[0] == 2
+    making = read_json(tmp_path / "several.json")
+    assert making["way"] == "mixture" and making["recipe"]["bridges"] == 2
+    assert making["parameters"]["added"] > making["parameters"]["moved"] > 0
+    assert making["figures"]["R² of the mixture start on held-out rows"] <= 1
+    assert [len(line["points"]) for line in making["curves"].values()] == [3, 3]
 
 
 def test_a_gate_with_nothing_to_learn_is_written_without_training(files):

@@ -90,6 +90,27 @@ PARAMS: dict[str, Any] = {
     "embed": {"embeddings": {"donor": "calculator", "bridge": "ridge", "add": [" zebra"]}},
     "bank": {"parts": {"donor": "sibling", "sites": ["layers.1", "layers.*.self_attn.heads.0"]}},
     "withdraw": {"banked_block": {"bank": "parts", "sites": ["layers.1"]}},
+    "mixture": {
+        "mixture": {
+            "donor": "calculator", "layer": 2, "donor_layer": "n-1", "gate": "token", "bridge": "mixture", "bridges": 2,
+            "start": "fitted", "training": TRAINING,
+        },
+    },
+    "implant": {
+        "implant": {
+            "donor": "calculator", "layer": 2, "donor_layer": "n-1", "part": "self_attn", "gate": "token",
+            "bridge": "linear", "training": TRAINING,
+        },
+    },
+    "fuse": {
+        "fusion": {
+            "layer": 2, "training": TRAINING,
+            "members": [
+                {"donor": "sibling", "part": "states", "donor_layer": 2, "mix": "delta"},
+                {"donor": "calculator", "part": "mlp", "donor_layer": 0, "bridge": "linear"},
+            ],
+        },
+    },
     "evaluate": {"budget": 4096},
     "synergy": {},
     "uncertainty": {"bins": 4, "resamples": 100},

@@ -26,12 +26,13 @@ class Injection(nn.Module):
         layer: int = 0,
         donor: int = 0,
         taken: int = 0,
+        bridges: int = 1,
     ):
         super().__init__()
         if mix not in ("delta", "add"):
             raise ValueError(f"Expected mix delta or add, got {mix!r}; name one of these.")
         self.gate = Gate(gate, target_width)
-        self.bridge = Bridge(bridge, donor_width, target_width)
+        self.bridge = Bridge(bridge, donor_width, target_width, bridges)
         self.mix, self.alpha = mix, alpha
         self.layer, self.donor, self.taken = layer, donor, taken  # the target's block, and whose states it takes
 

@@ -16,10 +16,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .blade import Injection
 from .call import Call
 from .donor import Donor, accepted
+from .fusion import Fusion
 from .heard import Heard
+from .implant import Implant
 from .router import RouterBias
 
-KINDS: dict[str, type[nn.Module]] = {"injection": Injection, "router": RouterBias}
+KINDS: dict[str, type[nn.Module]] = {
+    "fusion": Fusion,
+    "implant": Implant,
+    "injection": Injection,
+    "router": RouterBias,
+}
 """The parts that a graft can have: modules with a method `attach` that takes the pass under way."""
 
 

@@ -25,7 +25,7 @@ WAYS = {
     "together": ("Two blades in one graft", "Stacked as trained apart, or under one gate that shares a budget."),
     "together_four": ("Four blades in one graft", "The same with four specialists."),
     "route": ("Routers", "A mixture of experts whose routers prefer one domain’s experts."),
-    "experts": ("Experts", "A mixture of experts with a donor’s experts in place of its own."),
+    "swap": ("Experts", "A mixture of experts with a donor’s experts in place of its own."),
 }  # fmt: skip
 """Section of params.yaml → heading and lead."""
 

@@ -49,7 +49,12 @@ class BladeRecipe(Settings):
     donor_layer: str | int | float
     """The donor's block whose output is taken; blocks after it are cut off."""
     gate: Literal["identity", "closed", "scalar", "sigmoid", "linear", "softmax", "token", "channel"]
-    bridge: Literal["identity", "linear", "residual"] = "identity"
+    bridge: Literal["identity", "linear", "residual", "mixture"] = "identity"
+    bridges: int = pydantic.Field(default=1, ge=1)
+    """How many a mixture has; 1 for every other kind."""
+    start: Literal["drawn", "fitted"] = "drawn"
+    """Whether a linear bridge, or a mixture, begins with random maps or with those that bring the donor's states
+    closest to the target's, in closed form."""
     mix: Literal["delta", "add"] = "delta"
     alpha: float = 1.0
     training: Training | None = None
@@ -64,6 +69,11 @@ class BladeRecipe(Settings):
             raise ValueError(
                 f"an {self.gate} gate over an identity bridge has nothing to learn; drop the training section"
             )
+        if (self.bridge == "mixture") != (self.bridges > 1):
+            raise ValueError(f"a mixture has two bridges or more and others have one, got {self.bridges} of kind "
+                             f"{self.bridge}; set bridge: mixture with bridges: 4, say")  # fmt: skip
+        if self.start == "fitted" and self.bridge not in ("linear", "mixture"):
+            raise ValueError(f"only maps can start fitted, got bridge {self.bridge}; set bridge: linear or mixture")
         return self
 
 
@@ -89,7 +99,7 @@ def parts(recipe: BladeRecipe, target: Path, donor: Path, dtype: torch.dtype = t
     layer = layer_index(recipe.layer, len(blocks(receiving)))
     donor_layer = layer_index(recipe.donor_layer, len(blocks(giving)))
     widths = giving.config.hidden_size, receiving.config.hidden_size
-    if recipe.bridge != "linear" and widths[0] != widths[1]:
+    if recipe.bridge not in ("linear", "mixture") and widths[0] != widths[1]:
         raise BadInput(
             f"Donor {recipe.donor!r} has width {widths[0]} and the target {widths[1]}; expected equal widths "
             "or a bridge: set bridge: linear."
@@ -103,6 +113,7 @@ def parts(recipe: BladeRecipe, target: Path, donor: Path, dtype: torch.dtype = t
         "donor_width": widths[0],
         "target_width": widths[1],
         "layer": layer,
+        "bridges": recipe.bridges,
     }
     with torch.device(receiving.device):
         torch.manual_seed(recipe.training.seed if recipe.training else 0)

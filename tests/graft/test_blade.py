@@ -190,3 +190,12 @@ def test_cutting_changes_no_weight_that_is_kept(tmp_path):
     assert len(blocks(load(giving))) == 4
     assert all(torch.equal(value, whole[name]) for name, value in kept.items())
     assert not any(value.requires_grad for value in kept.values())
+
+
+def test_a_mixture_has_bridges_and_only_maps_start_fitted():
+    with pytest.raises(ValueError, match="got 1 of kind mixture; set bridge: mixture with bridges: 4, say"):
+        grafts.recipe(bridge="mixture")
+    with pytest.raises(ValueError, match="got 3 of kind linear"):
+        grafts.recipe(bridge="linear", bridges=3)
+    with pytest.raises(ValueError, match="only maps can start fitted, got bridge identity"):
+        grafts.recipe(start="fitted")

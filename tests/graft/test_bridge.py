@@ -47,5 +47,29 @@ def test_another_width_needs_a_linear_bridge(kind):
 
 
 def test_an_unknown_kind_is_refused_with_the_valid_ones():
-    with pytest.raises(ValueError, match="identity, linear, residual, got 'procrustes'"):
+    with pytest.raises(ValueError, match="identity, linear, residual, mixture, got 'procrustes'"):
         Bridge("procrustes", 24, 24)
+
+
+def test_a_mixture_is_the_mean_of_its_bridges_weighted_by_shares_that_start_equal():
+    bridge = Bridge("mixture", 24, 32, 3)
+    normed = bridge.norm(STATES)
+    weights, biases = bridge.map.weight.unflatten(0, (3, 32)), bridge.map.bias.unflatten(0, (3, 32))
+    each = torch.stack([normed @ weight.T + bias for weight, bias in zip(weights, biases, strict=True)])
+    assert torch.allclose(bridge(STATES), each.mean(0), atol=1e-5)
+    torch.nn.init.normal_(bridge.share.weight)
+    shares = bridge.share(normed).softmax(-1)
+    assert torch.allclose(bridge(STATES), torch.einsum("kbtw,btk->btw", each, shares), atol=1e-5)
+
+
+def test_a_mixture_of_one_is_a_linear_bridge():
+    mixture, linear = Bridge("mixture", 24, 32, 1), Bridge("linear", 24, 32)
+    linear.load_state_dict({name: value for name, value in mixture.state_dict().items() if "share" not in name})
+    assert torch.allclose(mixture(STATES), linear(STATES), atol=1e-6)
+
+
+def test_every_bridge_of_a_mixture_and_its_shares_learn():
+    bridge = Bridge("mixture", 24, 32, 3)
+    (bridge(STATES) * torch.randn(32, generator=torch.Generator().manual_seed(1))).sum().backward()
+    assert bridge.share.weight.grad is not None and bridge.share.weight.grad.any(-1).all()
+    assert bridge.map.weight.grad is not None and bridge.map.weight.grad.any(-1).all()
