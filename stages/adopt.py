@@ -50,9 +50,10 @@ def adopt(adoption: Adoption, trained: Path, target: Path, out: Path) -> None:
         )
 
 
-def main(donor: str, trained: Path, target: Path, out: Path, params: Path = Path("params.yaml")) -> None:
-    """Make the donor that params.yaml describes under `adopt`."""
-    adopt(read(params, f"adopt.{donor}", Adoption), trained, target, out)
+def main(donor: str, trained: Path, target: Path, out: Path, params: Path = Path("params.yaml"),
+         section: str = "adopt") -> None:  # fmt: skip
+    """Make the donor that params.yaml describes under `adopt`, or in another section of the same form."""
+    adopt(read(params, f"{section}.{donor}", Adoption), trained, target, out)
 
 
 if __name__ == "__main__":

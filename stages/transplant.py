@@ -91,14 +91,14 @@ def write_graft(
 
 def main(
     variant: str, target: Path, donor: Path, selection: Path, out: Path, making: Path, capability: Path, text: Path,
-    params: Path = Path("params.yaml"),
+    params: Path = Path("params.yaml"), section: str = "transplant",
 ) -> None:  # fmt: skip
-    """Build the graft of the variant that params.yaml describes under `transplant`.
+    """Build the graft of the variant that params.yaml describes under `transplant`, or in another section like it.
 
     Linear modules, heads, neurons, norms and experts inside the blocks can be taken over; embeddings, the last norm and
     the head stay the target's. Sweeps are judged on items of `capability` and `text`.
     """
-    recipe = read(params, f"transplant.{variant}", WeightsRecipe)
+    recipe = read(params, f"{section}.{variant}", WeightsRecipe)
     check_geometry(load_config(target), load_config(donor), recipe.donor)
     receiving, giving, tokenizer = load(target, device="cpu"), load(donor, device="cpu"), load_tokenizer(target)
     told: dict[str, Any] = {"donor": recipe.donor}

@@ -14,8 +14,12 @@ MODULES = sorted(path for path in (ROOT / "stages").rglob("*.py"))
 WRITTEN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGES = {name: stage.get("do", stage) for name, stage in WRITTEN.items()}
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
-KEYS = {name: list(PARAMS.get(stage.get("foreach", "")[2:-1], {})) or ["${key}"] for name, stage in WRITTEN.items()}
-"""The instances of a stage that there is one of for each key of a section."""
+OVER = {name: stage.get("foreach", "") for name, stage in WRITTEN.items()}
+KEYS = {
+    name: over if isinstance(over, list) else list(PARAMS.get(over[2:-1], {})) or ["${key}"]
+    for name, over in OVER.items()
+}
+"""The instances of a stage that there is one of for each key of a section, or for each name in a list."""
 
 
 def relative(path: Path) -> str:

@@ -11,6 +11,7 @@ from stages.pages.roles import Roles
 from stages.pages.shell import Charts, page
 
 WAYS = {
+    "components": ("Components copied", "Blocks, attention, MLPs, heads or linear modules, without training."),
     "merge": ("Whole models merged", "Weights averaged tensor by tensor, the target as the base."),
     "adapt": ("Adapters", "Low-rank changes of the target’s linear modules: imported, cut to a rank, or extracted."),
     "embed": ("Embeddings", "Rows of the donor’s embedding matrix by what the tokens spell, and new tokens."),
