@@ -1,7 +1,9 @@
 """A donor trained on a capability: a low-rank adapter on the target, or a small model of its own from scratch."""
 
+import contextlib
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +24,7 @@ from stages.anatomy.likelihood import score
 from stages.anatomy.loading import load, load_tokenizer
 from stages.capabilities import arithmetic
 from stages.command import run
+from stages.rehearsal import Rehearsal, divergence, made_up
 from stages.settings import Settings, read
 from stages.storage import new_directory, read_json, write_json
 
@@ -42,6 +45,8 @@ class Adapter(_Training):
     recipe: Literal["adapter"]
     rank: int = pydantic.Field(gt=0)
     alpha: float = pydantic.Field(gt=0)
+    rehearsal: Rehearsal | None = None
+    """None lets the donor forget what it may."""
 
 
 class Scratch(_Training):
@@ -86,11 +91,19 @@ def from_scratch(recipe: Scratch, vocabulary: int) -> LlamaForCausalLM:
     )
 
 
-def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Adapter | Scratch) -> list[float]:
-    """Cross-entropy on the answers' tokens by AdamW, one-cycle rate; gives the loss of every hundredth step.
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Adapter | Scratch,
+    untrained: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> list[float]:
+    """Cross-entropy on the answers' tokens by AdamW, one-cycle rate; gives this loss at every hundredth step.
 
-    Raises FloatingPointError when the loss stops being a number.
+    Where the recipe rehearses, the divergence from what the model was on texts of its own is added, weighted; inside
+    `untrained` it is what it was. Raises FloatingPointError when the loss stops being a number.
     """
+    rehearsal = recipe.rehearsal if isinstance(recipe, Adapter) else None
+    told = made_up(model, tokenizer, rehearsal, recipe.seed) if rehearsal else None
     drawn = itertools.islice(arithmetic.stream(recipe.seed), recipe.pool)
     pool = encode(tokenizer, [(item.prompt, item.answer) for item in drawn])
     ids = pad([e.ids for e in pool])
@@ -113,15 +126,22 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Ad
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             states = model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
             logits = model.get_output_embeddings()(states[answers])
-        loss = torch.nn.functional.cross_entropy(logits.float(), tokens[:, 1:][answers])
+            wrong, moved = torch.nn.functional.cross_entropy(logits.float(), tokens[:, 1:][answers]), None
+            if rehearsal is not None and told is not None:
+                texts = told[torch.randint(len(told), (rehearsal.batch,), generator=generator)].to(device)
+                with torch.no_grad(), untrained():
+                    reference = model(input_ids=texts, use_cache=False).logits.float().log_softmax(-1)
+                moved = divergence(model, texts, reference)
+        loss = wrong if moved is None or rehearsal is None else wrong + rehearsal.weight * moved
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == recipe.steps - 1:
-            losses.append(round(loss.item(), 5))
-            print(f"step {step} of {recipe.steps}: loss {losses[-1]:.4f}", flush=True)
+            losses.append(round(wrong.item(), 5))
+            drift = "" if moved is None else f", KL from the target {moved.item():.4f}"
+            print(f"step {step} of {recipe.steps}: loss {losses[-1]:.4f}{drift}", flush=True)
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(f"The loss is {losses[-1]} at step {step}; lower the learning rate.")
     model.eval()
@@ -175,11 +195,12 @@ def specialize(recipe: Adapter | Scratch, target: Path, name: str, out: Path) ->
             r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
         )
         model = get_peft_model(load(target), lora)
-        network = model.get_base_model()
+        network, untrained = model.get_base_model(), model.disable_adapter
     else:
         tokenizer = character_tokenizer()
         network = model = from_scratch(recipe, len(tokenizer)).to(device)
-    losses = train(network, tokenizer, recipe)
+        untrained = contextlib.nullcontext
+    losses = train(network, tokenizer, recipe, untrained)
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:  # what is judged and kept is the rounded weight
         parameter.data = parameter.data.to(torch.bfloat16).to(parameter.dtype)

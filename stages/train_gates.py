@@ -48,7 +48,7 @@ def keep(parts: Parts, sequences: list[tuple[tuple[int, ...], int]], predictions
             ids = pad([sequences[i][0] for i in group], parts.target.device)
             left.clear()
             output = (parts.target if predictions else parts.target.base_model)(input_ids=ids, use_cache=False)
-            d, known = parts.blade.states(ids, torch.ones_like(ids), None)
+            (d,), known = parts.reading.donor.states(ids, torch.ones_like(ids), None)
             known = torch.ones_like(ids, dtype=torch.bool) if known is None else known
             for row, i in enumerate(group):
                 tokens, start = sequences[i]

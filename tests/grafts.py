@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tokenizers
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from stages.graft.modeling import GraftForCausalLM
@@ -82,7 +82,9 @@ def built(root: Path, receiving: Path, giving: Path, stirred: bool = True, **giv
     root.mkdir(parents=True, exist_ok=True)
     gate = {name: value.to(torch.bfloat16).contiguous() for name, value in made.injection.state_dict().items()}
     save_file(gate, root / "gate.safetensors")
-    inject(recipe(**given), made, root / "gate.safetensors", root / "graft")
+    inject(made, root / "gate.safetensors", root / "graft")
+    made = parts(recipe(**given), receiving, giving)  # since writing used up the first ones
+    made.injection.load_state_dict(load_file(root / "gate.safetensors"))
     return made, root / "graft"
 
 

@@ -78,13 +78,13 @@ def test_what_is_kept_does_not_depend_on_its_company(spelt):
 
 
 def test_only_the_injection_changes(spelt):
-    before = {n: v.clone() for m in (spelt.target, spelt.blade) for n, v in m.state_dict().items()}
+    before = {n: v.clone() for m in (spelt.target, spelt.reading.donor) for n, v in m.state_dict().items()}
     fresh = {n: v.clone() for n, v in spelt.injection.state_dict().items()}
     train(spelt, training(steps=5, divergence=1.0), *kept(spelt))
-    after = {n: v for m in (spelt.target, spelt.blade) for n, v in m.state_dict().items()}
+    after = {n: v for m in (spelt.target, spelt.reading.donor) for n, v in m.state_dict().items()}
     assert all(torch.equal(value, before[name]) for name, value in after.items())
-    assert all(p.grad is None for m in (spelt.target, spelt.blade) for p in m.parameters())
-    assert not any(module._forward_hooks for m in (spelt.target, spelt.blade) for module in m.modules())
+    assert all(p.grad is None for m in (spelt.target, spelt.reading.donor) for p in m.parameters())
+    assert not any(module._forward_hooks for m in (spelt.target, spelt.reading.donor) for module in m.modules())
     assert any(not torch.equal(value, fresh[name]) for name, value in spelt.injection.state_dict().items())
 
 

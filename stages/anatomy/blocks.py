@@ -72,3 +72,8 @@ def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
         for module in block.modules()
         if isinstance(module, nn.Linear | Conv1D)
     }
+
+
+def path_of(model: nn.Module, part: nn.Module) -> str:
+    """The dotted name of a part of a model."""
+    return next(name for name, module in model.named_modules() if module is part)

@@ -1,6 +1,7 @@
-"""A graft as a Hugging Face model: the target, and a blade injected after one of its blocks."""
+"""A graft as a Hugging Face model: the target, and parts that take hold of it while it runs."""
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -12,40 +13,39 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .blade import Blade, Heard, Injection, accepted
+from .blade import Injection
+from .call import Call
+from .donor import Donor, accepted
+from .heard import Heard
+
+KINDS: dict[str, type[nn.Module]] = {"injection": Injection}
+"""The parts that a graft can have: modules with a method `attach` that takes the pass under way."""
 
 
 class GraftConfig(PreTrainedConfig):
-    """The configurations of target and donor, and the injection between them."""
+    """The configurations of target and donors, and the parts between them.
+
+    A donor is `{config, blocks, spelled, taken}`, as Donor takes them; a part is `{kind, ...}` with what its class
+    takes, where `donor` counts in the list of donors.
+    """
 
     model_type = "graft"
 
     def __init__(
         self,
         target: dict | None = None,
-        donor: dict | None = None,
         target_blocks: str = "",
-        donor_blocks: str = "",
-        layer: int = 0,
-        gate: str = "token",
-        bridge: str = "identity",
-        mix: str = "delta",
-        alpha: float = 1.0,
-        spelled: tuple[int, int] | None = None,
+        donors: list[dict] | None = None,
+        parts: list[dict] | None = None,
         **kwargs,
     ):
-        self.target, self.donor = target or {}, donor or {}
-        self.target_blocks, self.donor_blocks, self.layer = target_blocks, donor_blocks, layer
-        self.gate, self.bridge, self.mix, self.alpha = gate, bridge, mix, alpha
-        self.spelled = spelled
+        self.target, self.target_blocks = target or {}, target_blocks
+        self.donors, self.parts = donors or [], parts or []
         kwargs.setdefault("tie_word_embeddings", bool(self.target.get("tie_word_embeddings", True)))
         super().__init__(**kwargs)
 
     def target_config(self) -> PreTrainedConfig:
         return AutoConfig.for_model(**self.target)
-
-    def donor_config(self) -> PreTrainedConfig:
-        return AutoConfig.for_model(**self.donor)
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """The target's, which is what generation asks sizes of."""
@@ -53,42 +53,39 @@ class GraftConfig(PreTrainedConfig):
 
 
 class GraftCache(DynamicCache):
-    """The target's cache, and what the blade has heard; beams and batches rearrange both."""
+    """The target's cache, and what the parts remember; beams and batches rearrange both."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config=config)
-        self.heard = Heard()
+        self.memories: dict[str, Heard] = {}
 
     def reorder_cache(self, beam_idx):
         super().reorder_cache(beam_idx)
-        self.heard.cache.reorder_cache(beam_idx)
-        self.heard.apply(lambda t: t.index_select(0, beam_idx.to(t.device)))
+        for heard in self.memories.values():
+            heard.reorder(beam_idx)
 
     def batch_select_indices(self, indices):
         super().batch_select_indices(indices)
-        self.heard.cache.batch_select_indices(indices)
-        self.heard.apply(lambda t: t[indices])
+        for heard in self.memories.values():
+            heard.select(indices)
 
     def batch_repeat_interleave(self, repeats):
         super().batch_repeat_interleave(repeats)
-        self.heard.cache.batch_repeat_interleave(repeats)
-        self.heard.apply(lambda t: t.repeat_interleave(repeats, dim=0))
+        for heard in self.memories.values():
+            heard.repeat(repeats)
 
     def crop(self, tokens_to_remove):
-        if self.heard.mask is not None and tokens_to_remove:
-            raise NotImplementedError(
-                "A donor with another tokenizer cannot forget tokens; generate without assistance."
-            )
+        for heard in self.memories.values():
+            heard.crop(tokens_to_remove)
         super().crop(tokens_to_remove)
-        self.heard.cache.crop(tokens_to_remove)
 
     def reset(self):
         super().reset()
-        self.heard = Heard()
+        self.memories.clear()
 
 
 class GraftForCausalLM(PreTrainedModel, GenerationMixin):
-    """The target with a blade; it takes and gives what the target does."""
+    """The target with its parts; it takes and gives what the target does."""
 
     config_class = GraftConfig
     base_model_prefix = "target"
@@ -97,12 +94,11 @@ class GraftForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: GraftConfig):
         super().__init__(config)
-        target, donor = config.target_config(), config.donor_config()
-        self.target = AutoModelForCausalLM.from_config(target)
-        self.blade = Blade(donor, config.donor_blocks, config.spelled)
-        self.injection = Injection(
-            config.gate, config.bridge, config.mix, config.alpha, donor.hidden_size, target.hidden_size
+        self.target = AutoModelForCausalLM.from_config(config.target_config())
+        self.donors = nn.ModuleList(
+            Donor(AutoConfig.for_model(**d["config"]), d["blocks"], d["spelled"], d["taken"]) for d in config.donors
         )
+        self.parts = nn.ModuleList(_part(**spec) for spec in config.parts)
         self.post_init()
 
     def get_input_embeddings(self):
@@ -131,7 +127,7 @@ class GraftForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits [batch, tokens kept, vocabulary]; every argument as in the target's forward, but text as ids only."""
         if input_ids is None or inputs_embeds is not None:
-            raise ValueError("A graft reads text through its donor too: pass input_ids, not inputs_embeds.")
+            raise ValueError("A graft may read text through a donor too: pass input_ids, not inputs_embeds.")
         use_cache = past_key_values is not None if use_cache is None else use_cache
         cache = self._cache(past_key_values) if use_cache else None
         seen = 0 if cache is None else cache.get_seq_length()
@@ -142,25 +138,14 @@ class GraftForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"Expected an attention mask [batch, tokens], got {mask.dim()} dimensions; pass the padding mask."
             )
-        shut = self.config.gate == "closed"  # nothing is injected, so the donor need not read
-        if not shut:
-            states, known = self.blade.states(input_ids, mask, None if cache is None else cache.heard)
-        fired = []
-
-        def inject(module, args, output):
-            fired.append(True)
-            if shut:
-                return output
-            if isinstance(output, tuple):
-                return (self.injection(output[0], states, known), *output[1:])
-            return self.injection(output, states, known)
-
         if position_ids is None and attention_mask is not None:
             position_ids = (mask.cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        handle = self.target.get_submodule(self.config.target_blocks)[self.config.layer].register_forward_hook(inject)
-        try:
-            positions = {"position_ids": position_ids} if "position_ids" in accepted(self.target) else {}
-            output = self.target(
+        positions = {"position_ids": position_ids} if "position_ids" in accepted(self.target) else {}
+        memories = None if cache is None else cache.memories
+        with Call(self.target, self.config.target_blocks, self.donors, input_ids, mask, memories) as call:
+            for part in self.parts:
+                part.attach(call)
+            return self.target(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 past_key_values=cache,
@@ -170,13 +155,6 @@ class GraftForCausalLM(PreTrainedModel, GenerationMixin):
                 **positions,
                 **kwargs,
             )
-        finally:
-            handle.remove()
-        if len(fired) != 1:
-            raise RuntimeError(
-                f"Block {self.config.layer} of the target ran {len(fired)} times in one pass, expected once."
-            )
-        return output
 
     def _cache(self, given: Cache | None) -> GraftCache:
         if isinstance(given, GraftCache):
@@ -187,6 +165,12 @@ class GraftForCausalLM(PreTrainedModel, GenerationMixin):
                 f"with {given.get_seq_length()} tokens; start without one."
             )
         return GraftCache(self.config.target_config())
+
+
+def _part(kind: str, **given) -> nn.Module:
+    if kind not in KINDS:
+        raise ValueError(f"Expected a part of kind {', '.join(sorted(KINDS))}, got {kind!r}; name one of these.")
+    return KINDS[kind](**given)
 
 
 GraftConfig.register_for_auto_class()

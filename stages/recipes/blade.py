@@ -2,18 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.initialization import no_init_weights
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.anatomy.blocks import blocks, layer_index
 from stages.anatomy.loading import load, load_tokenizer
-from stages.anatomy.vocabulary import shared, spelling
 from stages.errors import BadInput
-from stages.graft.blade import Blade, Injection
+from stages.graft.blade import Injection
+from stages.reading import Reading, reading
 from stages.settings import Settings
 
 
@@ -75,21 +74,10 @@ class Parts:
     target: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     layer: int
-    blade: Blade
+    reading: Reading
     injection: Injection
-    donor_config: PreTrainedConfig
-    """Of the donor cut after the block that is used."""
-    spelled: tuple[int, int] | None
-    """Rows and ids of the spelling table, for a donor with another tokenizer."""
-
-    @property
-    def target_blocks(self) -> str:
-        return path_of(self.target, blocks(self.target))
-
-
-def path_of(model: torch.nn.Module, part: torch.nn.Module) -> str:
-    """The dotted name of a part of a model."""
-    return next(name for name, module in model.named_modules() if module is part)
+    spec: dict[str, Any]
+    """What the graft's configuration says of the injection."""
 
 
 def parts(recipe: BladeRecipe, target: Path, donor: Path, dtype: torch.dtype = torch.float32) -> Parts:
@@ -106,29 +94,18 @@ def parts(recipe: BladeRecipe, target: Path, donor: Path, dtype: torch.dtype = t
             f"Donor {recipe.donor!r} has width {widths[0]} and the target {widths[1]}; expected equal widths "
             "or a bridge: set bridge: linear."
         )
-    tokenizer, donor_tokenizer = load_tokenizer(target), load_tokenizer(donor)
-    table = None
-    if not shared(tokenizer, donor_tokenizer):
-        table = spelling(tokenizer, donor_tokenizer, receiving.get_input_embeddings().num_embeddings)
-    cut = _cut(giving.config, donor_layer + 1)
-    backbone = giving.base_model
-    spelled = None if table is None else (len(table[1]) - 1, len(table[0]))
+    tokenizer = load_tokenizer(target)
+    spec = {
+        "gate": recipe.gate,
+        "bridge": recipe.bridge,
+        "mix": recipe.mix,
+        "alpha": recipe.alpha,
+        "donor_width": widths[0],
+        "target_width": widths[1],
+        "layer": layer,
+    }
     with torch.device(receiving.device):
         torch.manual_seed(recipe.training.seed if recipe.training else 0)
-        injection = Injection(recipe.gate, recipe.bridge, recipe.mix, recipe.alpha, *widths)
-        with no_init_weights():  # drawing weights that are overwritten takes seconds
-            blade = Blade(cut, path_of(backbone, blocks(giving)), spelled).to(dtype)
-    kept = blade.donor.state_dict().keys()
-    blade.donor.load_state_dict({k: v for k, v in backbone.state_dict().items() if k in kept})
-    if table is not None:
-        blade.spelling, blade.spelling_start = (t.to(receiving.device) for t in table)
-    return Parts(receiving, tokenizer, layer, blade.requires_grad_(False).eval(), injection, cut, spelled)
-
-
-def _cut(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
-    """The configuration of the same model with `count` blocks."""
-    values = config.to_dict()
-    values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = count
-    if isinstance(values.get("layer_types"), list):
-        values["layer_types"] = values["layer_types"][:count]
-    return type(config).from_dict(values)
+        injection = Injection(**spec)
+    read = reading(giving, load_tokenizer(donor), receiving, tokenizer, [donor_layer])
+    return Parts(receiving, tokenizer, layer, read, injection, {"kind": "injection", **spec})

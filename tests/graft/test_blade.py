@@ -6,7 +6,8 @@ import torch
 from stages.anatomy.blocks import blocks
 from stages.anatomy.loading import load
 from stages.errors import BadInput
-from stages.graft.blade import Heard, Injection
+from stages.graft.blade import Injection
+from stages.graft.heard import Heard
 from stages.recipes.blade import BladeRecipe, parts
 from stages.specialize import character_tokenizer
 from tests import grafts
@@ -62,12 +63,14 @@ def test_a_donor_with_the_targets_tokenizer_gives_the_stream_that_leaves_its_blo
     giving = grafts.target(tmp_path, family, seed=1)
     made = parts(grafts.recipe(donor_layer=1), grafts.target(tmp_path, family), giving)
     ids = torch.tensor([grafts.bpe()(TEXT).input_ids])
-    read, known = made.blade.states(ids, torch.ones_like(ids), None)
+    (read,), known = made.reading.donor.states(ids, torch.ones_like(ids), None)
     whole = load(giving)(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[2]
     assert known is None
     assert torch.equal(read, whole)
-    assert len(made.blade.donor.get_submodule(made.blade.blocks)) == 2
-    assert not made.blade.donor._forward_hooks and not any(b._forward_hooks for b in made.blade.donor.modules())
+    assert len(made.reading.donor.donor.get_submodule(made.reading.donor.blocks)) == 2
+    assert not made.reading.donor.donor._forward_hooks and not any(
+        b._forward_hooks for b in made.reading.donor.donor.modules()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +93,7 @@ def test_each_token_takes_the_donors_state_at_its_last_character(spelt):
     told = grafts.bpe()(TEXT, return_offsets_mapping=True)
     ids = torch.tensor([told.input_ids])
     assert any(end - start > 1 for start, end in told.offset_mapping)
-    read, known = made.blade.states(ids, torch.ones_like(ids), None)
+    (read,), known = made.reading.donor.states(ids, torch.ones_like(ids), None)
     last = [end - 1 for _, end in told.offset_mapping]
     assert torch.allclose(read[0], stream(donor, TEXT)[last], atol=1e-5)
     assert known is not None and known.all()
@@ -100,8 +103,8 @@ def test_a_special_token_repeats_the_state_before_it_and_is_unknown_at_the_start
     made, _ = spelt
     plain = grafts.bpe()(TEXT).input_ids
     ids = torch.tensor([[1, 2, *plain[:4], 2, 0, *plain[4:], 2]])
-    read, known = made.blade.states(ids, torch.ones_like(ids), None)
-    expected, _ = made.blade.states(torch.tensor([plain]), torch.ones(1, len(plain), dtype=torch.long), None)
+    (read,), known = made.reading.donor.states(ids, torch.ones_like(ids), None)
+    (expected,), _ = made.reading.donor.states(torch.tensor([plain]), torch.ones(1, len(plain), dtype=torch.long), None)
     assert known is not None
     assert known[0].tolist() == [False, False, *[True] * (len(plain) + 3)]
     again = torch.cat([expected[0, :4], expected[0, 3:4], expected[0, 3:4], expected[0, 4:], expected[0, -1:]])
@@ -111,7 +114,7 @@ def test_a_special_token_repeats_the_state_before_it_and_is_unknown_at_the_start
 def test_a_character_that_tokens_share_is_unknown_to_a_donor_of_ascii_and_breaks_nothing(spelt):
     made, _ = spelt
     ids = torch.tensor([grafts.bpe()("日 1").input_ids])
-    read, known = made.blade.states(ids, torch.ones_like(ids), None)
+    (read,), known = made.reading.donor.states(ids, torch.ones_like(ids), None)
     assert read.isfinite().all() and known is not None and known.all()
 
 
@@ -121,13 +124,13 @@ def test_reading_on_is_the_same_as_reading_at_once(spelt, sizes):
     plain = grafts.bpe()(TEXT).input_ids
     rows = [[1, 2, *plain[:9]], [2, 1, 0, 2, *plain[9:12], 2, *plain[12:15]], [*plain[:3], 2, 2, *plain[3:7], 2, 2]]
     ids, mask = grafts.padded([*rows, plain[:5]])
-    whole, known = made.blade.states(ids, mask, None)
+    (whole,), known = made.reading.donor.states(ids, mask, None)
     heard, read, found, begin = Heard(), [], [], 0
     for size in sizes:
         if begin >= ids.shape[1]:
             break
         end = min(begin + size, ids.shape[1])
-        each, where = made.blade.states(ids[:, begin:end], mask[:, :end], heard)
+        (each,), where = made.reading.donor.states(ids[:, begin:end], mask[:, :end], heard)
         read.append(each)
         found.append(where)
         begin = end
@@ -141,9 +144,11 @@ def test_padding_changes_no_state(spelt, side):
     made, _ = spelt
     rows = [grafts.bpe()(TEXT).input_ids, grafts.bpe()("What is 1").input_ids, [2]]
     ids, mask = grafts.padded(rows, side, filler=40)
-    read, known = made.blade.states(ids, mask, None)
+    (read,), known = made.reading.donor.states(ids, mask, None)
     for row, plain in enumerate(rows):
-        alone, sure = made.blade.states(torch.tensor([plain]), torch.ones(1, len(plain), dtype=torch.long), None)
+        (alone,), sure = made.reading.donor.states(
+            torch.tensor([plain]), torch.ones(1, len(plain), dtype=torch.long), None
+        )
         assert torch.allclose(read[row][mask[row].bool()], alone[0], atol=1e-5)
         assert torch.equal(known[row][mask[row].bool()], sure[0])
 
@@ -151,8 +156,8 @@ def test_padding_changes_no_state(spelt, side):
 def test_a_failing_donor_leaves_no_hook_behind(spelt):
     made, _ = spelt
     with pytest.raises(IndexError):
-        made.blade._run(torch.tensor([[10**6]]), torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long), None)
-    assert not any(module._forward_hooks for module in made.blade.modules())
+        made.reading.donor._run(torch.tensor([[10**6]]), torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long), None)
+    assert not any(module._forward_hooks for module in made.reading.donor.modules())
 
 
 def test_layers_are_given_as_index_from_the_end_or_depth_and_must_exist(tmp_path):
@@ -181,7 +186,7 @@ def test_cutting_changes_no_weight_that_is_kept(tmp_path):
     giving = grafts.target(tmp_path, seed=1)
     made = parts(grafts.recipe(donor_layer=1), grafts.target(tmp_path), giving)
     whole = dict(load(giving).base_model.named_parameters())
-    kept = dict(made.blade.donor.named_parameters())
+    kept = dict(made.reading.donor.donor.named_parameters())
     assert len(blocks(load(giving))) == 4
     assert all(torch.equal(value, whole[name]) for name, value in kept.items())
     assert not any(value.requires_grad for value in kept.values())

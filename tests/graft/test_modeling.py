@@ -155,12 +155,13 @@ def test_logits_to_keep_gives_the_last_ones(spelt):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_saved_donor_ends_with_the_block_that_is_used(family_graft, family):
     graft, path = family_graft(family)
-    inner = graft.blade.donor.get_submodule(graft.config.donor_blocks)
+    blocks = graft.config.donors[0]["blocks"]
+    inner = graft.donors[0].donor.get_submodule(blocks)
     assert len(inner) == 2
     with safe_open(path / "model.safetensors", "pt") as file:
-        names = [name for name in file.keys() if name.startswith(f"blade.donor.{graft.config.donor_blocks}.")]  # noqa: SIM118
+        names = [name for name in file.keys() if name.startswith(f"donors.0.donor.{blocks}.")]  # noqa: SIM118
         dtypes = {file.get_slice(name).get_dtype() for name in file.keys() if "spelling" not in name}  # noqa: SIM118
-    prefix = f"blade.donor.{graft.config.donor_blocks}."
+    prefix = f"donors.0.donor.{blocks}."
     assert {int(name.removeprefix(prefix).split(".")[0]) for name in names} == {0, 1}
     assert dtypes == {"BF16"}
 
@@ -187,7 +188,7 @@ def test_what_a_graft_cannot_read_is_refused_in_one_sentence(spelt, family_graft
 def test_a_target_whose_block_never_runs_is_an_error(spelt):
     broken = copy.deepcopy(spelt)
     broken.target.model.config.num_hidden_layers = 1
-    with pytest.raises(RuntimeError, match="Block 2 of the target ran 0 times"):
+    with pytest.raises(RuntimeError, match="model.layers.2 of the target ran 0 times"):
         logits(broken, torch.tensor(ROWS[:1]))
 
 
@@ -196,7 +197,7 @@ def test_a_gate_of_another_recipe_is_refused(tmp_path):
     grafts.built(tmp_path / "x", receiving, giving, gate="channel")
     recipe = grafts.recipe(gate="token")
     with pytest.raises(BadInput, match="does not hold this recipe's gate and bridge"):
-        inject(recipe, parts(recipe, receiving, giving), tmp_path / "x" / "gate.safetensors", tmp_path / "out")
+        inject(parts(recipe, receiving, giving), tmp_path / "x" / "gate.safetensors", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -213,7 +214,7 @@ def test_the_code_in_a_graft_is_the_code_of_the_repository(family_graft):
     _, path = family_graft("llama")
     shipped = {p.name for p in path.glob("*.py")}
     source = Path(__file__).parents[2] / "stages" / "graft"
-    assert {"blade.py", "bridge.py", "gate.py", "modeling.py"} <= shipped
+    assert {"blade.py", "bridge.py", "call.py", "donor.py", "gate.py", "heard.py", "modeling.py"} <= shipped
     assert all((path / name).read_bytes() == (source / name).read_bytes() for name in shipped)
     assert read_json(path / "config.json")["auto_map"]["AutoModelForCausalLM"] == "modeling.GraftForCausalLM"
 

@@ -1,0 +1,101 @@
+"""One forward pass of a graft: what its parts may ask for, and where they take hold."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .donor import Donor
+from .heard import Heard
+
+
+class Call:
+    """The new tokens, the donors' states for them, and the hooks by which parts change what the target computes.
+
+    Used as a context; at its end every hook is gone, and one that did not fire once is an error. A donor runs when a
+    part first asks for its states, and not at all in a pass where none does.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        blocks: str,
+        donors: nn.ModuleList,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor,
+        memories: dict[str, Heard] | None,
+    ):
+        self.target, self.blocks, self.donors = target, blocks, donors
+        self.input_ids, self.mask = input_ids, mask  # [batch, new tokens], [batch, tokens so far and new]
+        self._memories = memories
+        self._read: dict[int, tuple[tuple[torch.Tensor, ...], torch.Tensor | None]] = {}
+        self._handles: list = []
+        self._fired: list[list] = []  # module and count
+
+    def block(self, layer: int) -> nn.Module:
+        """A block of the target."""
+        return self.target.get_submodule(self.blocks)[layer]  # type: ignore[index]
+
+    def memory(self, name: str) -> Heard | None:
+        """What the part called `name` left in earlier calls of this generation; None without a cache."""
+        return None if self._memories is None else self._memories.setdefault(name, Heard())
+
+    def states(self, donor: int, taken: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """States [batch, new tokens, donor width] from the block that stands at `taken` in the donor's list of those.
+
+        Second, [batch, new tokens], where the donor has read something; None where it always has.
+        """
+        if donor not in self._read:
+            self._read[donor] = self._run(donor)
+        states, known = self._read[donor]
+        return states[taken], known
+
+    def before(self, module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """In this pass `module` takes in the changed states."""
+        count = self._count(module)
+
+        def enter(_, args, kwargs):
+            count[1] += 1
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
+
+        self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+
+    def after(self, module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """In this pass `module` gives out the changed states."""
+        count = self._count(module)
+
+        def leave(_, args, output):
+            count[1] += 1
+            return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+        self._handles.append(module.register_forward_hook(leave))
+
+    def _count(self, module: nn.Module) -> list:
+        self._fired.append([module, 0])
+        return self._fired[-1]
+
+    def _run(self, number: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+        donor, heard, ids = self.donors[number], self.memory(f"donor {number}"), self.input_ids
+        assert isinstance(donor, Donor)
+        states, known = donor.states(ids if heard is None else heard.due(ids), self.mask, heard)
+        new = ids.shape[1]
+        return tuple(s[:, -new:] for s in states), None if known is None else known[:, -new:]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        for handle in self._handles:
+            handle.remove()
+        if kind is not None:
+            return
+        for module, count in self._fired:
+            if count != 1:
+                name = next((n for n, m in self.target.named_modules() if m is module), "A module")
+                raise RuntimeError(f"{name} of the target ran {count} times in one pass, expected once.")
+        for number in range(len(self.donors)):
+            heard = self.memory(f"donor {number}")
+            if number not in self._read and heard is not None:
+                heard.put_off(self.input_ids)
