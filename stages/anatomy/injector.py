@@ -1,18 +1,20 @@
 """Layers of a running model changed by hand: scaled, shifted, disturbed or replaced, for as long as a block lasts."""
 
 import contextlib
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from transformers import PreTrainedModel
 
-from stages.anatomy.blocks import stack
 from stages.anatomy.hooks import replacing
+from stages.anatomy.passes import Passes
 from stages.anatomy.sites import resolve
 from stages.errors import BadInput
+from stages.graft.blade import Injection
+from stages.graft.donor import Donor
+from stages.graft.noise import Normal
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 """From a site's state [batch, tokens, width] to the one that goes on in its place, of the same shape."""
@@ -34,7 +36,7 @@ class LayerInjector:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._changes: dict[str, list[Change]] = {}
-        self._reading = _Reading()
+        self._passes = Passes()
         self._open: contextlib.ExitStack | None = None
 
     def scale(self, site: str, factor: float | torch.Tensor) -> Self:
@@ -50,14 +52,37 @@ class LayerInjector:
 
         ε depends on `seed` and on the token's position in its text alone, so the rows of a batch share it.
         """
-        table = _Normal(seed)
+        table = Normal(seed)
 
         def disturbed(state: torch.Tensor) -> torch.Tensor:
-            position = self._reading.positions(state.shape[1]).to(state.device)
+            position = self._passes.positions(state.shape[1]).to(state.device)
             rms = state.float().square().mean(-1, keepdim=True).sqrt()
             return state + amount * rms * table.rows(position, state.shape[-1])
 
         return self.replace(site, disturbed)
+
+    def blade(
+        self, site: str, donor: Donor, injection: Injection | None = None, alpha: float = 1.0, taken: int = 0
+    ) -> Self:
+        """injection(state, d), where d is what a donor that `stages.reading` made gives for the same text.
+
+        By default state + alpha · (d − state); with an injection of its own alpha. `taken` counts in the donor's list
+        of blocks that give their states. The donor is run once a pass, however many blades take from it.
+        """
+        width = donor.donor.config.hidden_size
+        apply = injection or Injection("identity", "identity", "delta", alpha, width, width)
+        number = self._passes.carry(donor)
+
+        def injected(state: torch.Tensor) -> torch.Tensor:
+            d, known = self._passes.states(number, taken, state.shape[1])
+            if apply.bridge.kind != "linear" and d.shape[-1] != state.shape[-1]:
+                raise BadInput(
+                    f"Expected a donor of width {state.shape[-1]} at {site}, got {d.shape[-1]}; give an injection with "
+                    "a linear bridge."
+                )
+            return apply(state, d.to(state), known)
+
+        return self.replace(site, injected)
 
     def replace(self, site: str, change: Change) -> Self:
         """change(state), for a function or a module; it gets a copy of its own and may write into it."""
@@ -73,7 +98,7 @@ class LayerInjector:
         if not self._changes:
             raise BadInput("Expected at least one change, got an injector without any; call scale, bias or another.")
         with contextlib.ExitStack() as opened:
-            opened.enter_context(self._reading.of(self.model))
+            opened.enter_context(self._passes.of(self.model))
             opened.enter_context(replacing(self.model, {site: self._composed(site) for site in self._changes}))
             self._open = opened.pop_all()
         return self
@@ -93,62 +118,6 @@ class LayerInjector:
             return state
 
         return change
-
-
-class _Reading:
-    """What the pass under way reads: where in its text each new token stands."""
-
-    def __init__(self) -> None:
-        self._positions: torch.Tensor | None = None
-
-    @contextlib.contextmanager
-    def of(self, model: PreTrainedModel) -> Iterator[None]:
-        """Inside the block, every pass of `model` is followed."""
-        runs = stack(model)
-        signature = inspect.signature(runs.forward)
-
-        def note(_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._positions = _positions(signature.bind(*args, **kwargs).arguments)
-
-        handle = runs.register_forward_pre_hook(note, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def positions(self, count: int) -> torch.Tensor:
-        """[batch, count], from 0 at each text's first token; of the last `count` tokens where a site sees fewer."""
-        assert self._positions is not None
-        return self._positions[:, -count:]
-
-
-def _positions(given: dict[str, Any]) -> torch.Tensor:
-    """[batch, tokens], of the new tokens of a pass with these arguments."""
-    given = given | given.get("kwargs", {})
-    entering = given.get("input_ids")
-    batch, count = (given["inputs_embeds"] if entering is None else entering).shape[:2]
-    mask = given.get("attention_mask")
-    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-        return (mask.long().cumsum(1) - 1).clamp(min=0)[:, -count:]
-    if (told := given.get("position_ids")) is not None:
-        return told.expand(batch, -1)
-    past = given.get("past_key_values")
-    seen = 0 if past is None else int(past.get_seq_length())
-    return torch.arange(seen, seen + count).expand(batch, -1)
-
-
-class _Normal:
-    """Standard normal rows by index: the same row whenever and in whatever order they are asked for."""
-
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-        self._rows: list[torch.Tensor] = []
-
-    def rows(self, index: torch.Tensor, width: int) -> torch.Tensor:
-        """[batch, tokens, width] for `index` [batch, tokens]."""
-        while len(self._rows) <= int(index.max()):
-            self._rows.append(torch.randn(width, generator=self._generator))
-        return torch.stack(self._rows).to(index.device)[index]
 
 
 def _like(value: float | torch.Tensor, state: torch.Tensor, site: str) -> float | torch.Tensor:

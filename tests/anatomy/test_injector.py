@@ -1,13 +1,19 @@
 """Changes by hand do what they say, at every site and in every family, and leave nothing behind."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from stages.anatomy.hooks import reading
 from stages.anatomy.injector import LayerInjector
+from stages.anatomy.loading import load, load_tokenizer
 from stages.anatomy.sites import sites_of
 from stages.errors import BadInput
+from stages.graft.blade import Injection
+from stages.reading import reading as reading_donor
+from tests import grafts
 from tests.families import FAMILIES, tiny, token_ids
 
 ROWS = [token_ids(1, length, seed=length)[0].tolist() for length in (9, 4, 6)]
@@ -17,12 +23,10 @@ def logits(model, ids, mask=None):
     return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
-def padded(side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, ROWS))
-    rows = [(row, [40] * (width - len(row))) for row in ROWS]
-    ids = [[*pads, *row] if side == "left" else [*row, *pads] for row, pads in rows]
-    mask = [[0] * len(p) + [1] * len(r) if side == "left" else [1] * len(r) + [0] * len(p) for r, p in rows]
-    return torch.tensor(ids), torch.tensor(mask)
+def generated(model: Any, ids: torch.Tensor, mask: torch.Tensor | None = None, **given) -> torch.Tensor:
+    """What `model` says greedily, six tokens more."""
+    greedy = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0} | given
+    return model.generate(input_ids=ids, attention_mask=mask, **greedy)
 
 
 def busy(model) -> LayerInjector:
@@ -68,15 +72,14 @@ def test_the_model_is_restored_bit_for_bit(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generation_with_a_cache_gives_the_tokens_that_it_gives_without_and_alone(family):
     model = tiny(family)
-    ids, mask = padded("left")
-    greedy = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
+    ids, mask = grafts.padded(ROWS, "left", filler=40)
     with busy(model):
-        cached = model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **greedy)
-        assert torch.equal(cached, model.generate(input_ids=ids, attention_mask=mask, use_cache=False, **greedy))
+        cached = generated(model, ids, mask)
+        assert torch.equal(cached, generated(model, ids, mask, use_cache=False))
         for row, plain in enumerate(ROWS):
-            alone = model.generate(input_ids=torch.tensor([plain]), **greedy)[0, len(plain) :]
+            alone = generated(model, torch.tensor([plain]))[0, len(plain) :]
             assert torch.equal(cached[row, ids.shape[1] :], alone)
-    unchanged = model.generate(input_ids=ids, attention_mask=mask, **greedy)
+    unchanged = generated(model, ids, mask)
     assert not torch.equal(cached, unchanged)
 
 
@@ -84,7 +87,7 @@ def test_generation_with_a_cache_gives_the_tokens_that_it_gives_without_and_alon
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batch_and_padding_side_change_no_logit(family, side):
     model = tiny(family)
-    ids, mask = padded(side)
+    ids, mask = grafts.padded(ROWS, side, filler=40)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     given = {"position_ids": positions} if family not in ("bloom", "opt") else {}
     with busy(model):
@@ -149,7 +152,7 @@ def test_a_function_that_writes_in_place_is_heard_where_a_site_is_a_copy(site):
 
 
 def test_a_bfloat16_model_stays_in_bfloat16():
-    model = tiny("llama").to(torch.bfloat16)
+    model = tiny("llama").bfloat16()
     vector = torch.linspace(-1, 1, 32)
     with LayerInjector(model).noise("embed", 0.2).scale("layers.0.mlp", vector).bias("layers.1", vector):
         assert logits(model, token_ids()).dtype == torch.bfloat16
@@ -185,3 +188,94 @@ def test_wrong_use_is_refused_in_one_sentence():
         with pytest.raises(BadInput, match="before the block is entered"):
             injector.scale("layers.1", 2.0)
         logits(model, ids)
+
+
+@pytest.fixture(scope="module")
+def donors(tmp_path_factory):
+    """For a family: its target and a donor of the same tokenizer; and one that reads characters, of width 24."""
+    root = tmp_path_factory.mktemp("donors")
+    made = {}
+
+    def make(family: str, given: str):
+        if (family, given) not in made:
+            receiving = grafts.target(root, family)
+            giving = grafts.characters(root) if given == "characters" else grafts.target(root, family, int(given))
+            target, donor = load(receiving), load(giving)
+            tokens, own = load_tokenizer(receiving), load_tokenizer(giving)
+            made[family, given] = target, reading_donor(donor, own, target, tokens, [1, 2]).donor
+        return made[family, given]
+
+    return make
+
+
+TEXTS = [grafts.bpe()(text).input_ids for text in grafts.SENTENCES[:3]]
+
+
+def stirred(donor_width: int, bridge: str = "identity", mix: str = "delta") -> Injection:
+    """A token gate that differs from token to token."""
+    torch.manual_seed(5)
+    injection = Injection("token", bridge, mix, 0.8, donor_width, 32)
+    for parameter in injection.requires_grad_(False).parameters():
+        parameter.normal_(std=0.5)
+    return injection
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_blade_of_the_model_itself_changes_no_logit(donors, family):
+    model, donor = donors(family, "0")
+    ids = torch.tensor(TEXTS[:1])
+    with LayerInjector(model).blade("layers.1", donor, taken=0).blade("layers.2", donor, taken=1):
+        told = logits(model, ids)
+    torch.testing.assert_close(told, logits(model, ids), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "given"), [*((family, "1") for family in FAMILIES), ("llama", "characters")])
+def test_blades_are_heard_at_every_step_of_a_generation_in_any_batch(donors, family, given):
+    model, donor = donors(family, given)
+    injection = stirred(32) if given == "1" else stirred(24, "linear", "add")
+    other = stirred(32, mix="add") if given == "1" else stirred(24, "linear")
+    ids, mask = grafts.padded(TEXTS)
+    plain = generated(model, ids, mask)
+    with LayerInjector(model).blade("layers.1", donor, injection).blade("layers.2.mlp", donor, other, taken=1):
+        cached = generated(model, ids, mask)
+        assert torch.equal(cached, generated(model, ids, mask, use_cache=False))
+        for row, text in enumerate(TEXTS):
+            alone = generated(model, torch.tensor([text]))[0, len(text) :]
+            assert torch.equal(cached[row, ids.shape[1] :], alone)
+    assert not torch.equal(cached, plain)
+    assert torch.equal(generated(model, ids, mask), plain)
+
+
+@pytest.mark.parametrize(("family", "given"), [("llama", "1"), ("gpt2", "1"), ("llama", "characters")])
+def test_beams_are_the_same_with_a_cache_and_without(donors, family, given):
+    model, donor = donors(family, given)
+    injection = stirred(32) if given == "1" else stirred(24, "linear", "add")
+    ids, mask = grafts.padded(TEXTS)
+    with LayerInjector(model).blade("layers.1", donor, injection):
+        cached = generated(model, ids, mask, num_beams=3)
+        assert torch.equal(cached, generated(model, ids, mask, num_beams=3, use_cache=False))
+
+
+def test_a_blade_is_what_a_graft_makes_of_it(tmp_path):
+    receiving, giving = grafts.target(tmp_path), grafts.target(tmp_path, seed=1)
+    made, path = grafts.built(tmp_path / "x", receiving, giving)
+    model, ids = load(receiving), torch.tensor(TEXTS[:1])
+    with LayerInjector(model).blade("layers.2", made.reading.donor, made.injection), torch.no_grad():
+        told = logits(model, ids)
+    torch.testing.assert_close(told, logits(grafts.loaded(path), ids), atol=1e-4, rtol=1e-4)
+
+
+def test_blades_that_cannot_be_are_refused_in_one_sentence(donors):
+    model, donor = donors("llama", "1")
+    _, narrow = donors("llama", "characters")
+    ids = torch.tensor(TEXTS[:1])
+    with pytest.raises(BadInput, match="width 32 at layers.1, got 24"), LayerInjector(model).blade("layers.1", narrow):
+        logits(model, ids)
+    outer, inner = (LayerInjector(model).blade(site, donor) for site in ("layers.1", "layers.2"))
+    with pytest.raises(BadInput, match="give one injector all blades"), outer, inner:
+        model(input_ids=ids, use_cache=True)
+    past = model(input_ids=ids, use_cache=True).past_key_values
+    with pytest.raises(BadInput, match="which the donor has not read"), LayerInjector(model).blade("layers.1", donor):
+        model(input_ids=ids, past_key_values=past)
+    with pytest.raises(BadInput, match="pass the token ids"), LayerInjector(model).blade("layers.1", donor):
+        model(inputs_embeds=torch.zeros(1, 2, 32))
