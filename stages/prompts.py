@@ -8,7 +8,7 @@ from typing import Any
 
 import pydantic
 
-from stages.capabilities import arithmetic
+from stages.capabilities.arithmetic import DOMAIN
 from stages.command import run
 from stages.errors import BadInput
 from stages.settings import Settings, read
@@ -37,12 +37,12 @@ def prompts(settings: Prompts, questions: Path, text: Path, out: Path) -> None:
     question, choices and answer (the right choice's index); a text has id, topic and text, and `kept: true` where it
     is never to judge by. Raises BadInput when an item of the user's lacks one of these.
     """
-    stream = arithmetic.stream(settings.seed)
+    stream = DOMAIN.stream(settings.seed)
     train = [next(stream) for _ in range(settings.train)]
     splits = {
         "train": train,
-        "calibration": arithmetic.items("calibration", settings.calibration, settings.seed),
-        "test": arithmetic.items("test", settings.test, settings.seed, settings.unseen),
+        "calibration": DOMAIN.items("calibration", settings.calibration, settings.seed),
+        "test": DOMAIN.items("test", settings.test, settings.seed, settings.unseen),
     }
     for split, items in splits.items():
         rows = [{"id": f"{split}-{number:05d}", **asdict(item)} for number, item in enumerate(items)]

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,15 +14,19 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from stages.anatomy.encoding import encode, pad
 from stages.anatomy.likelihood import score
 from stages.anatomy.loading import load, load_tokenizer
-from stages.capabilities import arithmetic
+from stages.capabilities.domains import DOMAINS, Name
+from stages.capabilities.questions import Item
 from stages.command import run
 from stages.rehearsal import Rehearsal, divergence, made_up
 from stages.settings import Settings, read
@@ -39,7 +43,12 @@ class _Training(Settings):
     seed: int = 0
 
 
-class Adapter(_Training):
+class _Single(_Training):
+    capability: Name = "arithmetic"
+    """What is learnt."""
+
+
+class Adapter(_Single):
     """LoRA (arXiv 2106.09685) on every linear module of the target's blocks."""
 
     recipe: Literal["adapter"]
@@ -49,7 +58,7 @@ class Adapter(_Training):
     """None lets the donor forget what it may."""
 
 
-class Scratch(_Training):
+class Scratch(_Single):
     """A Llama of its own, with characters as tokens."""
 
     recipe: Literal["scratch"]
@@ -59,7 +68,28 @@ class Scratch(_Training):
     mlp_width: int
 
 
-class Recipe(pydantic.RootModel[Annotated[Adapter | Scratch, pydantic.Field(discriminator="recipe")]]):
+class Experts(_Training):
+    """A Mixtral (arXiv 2401.04088) of its own, with characters as tokens, on several capabilities in every batch.
+
+    So its experts come to differ by capability.
+    """
+
+    recipe: Literal["experts"]
+    capabilities: list[Name] = pydantic.Field(min_length=2)
+    width: int
+    blocks: int
+    heads: int
+    mlp_width: int
+    """Of one expert."""
+    experts: int
+    """In each block."""
+    active: int
+    """Experts that a token passes through."""
+    balance: float = pydantic.Field(ge=0)
+    """Weight of the loss that keeps experts equally busy (arXiv 2101.03961) beside the cross-entropy in nats."""
+
+
+class Recipe(pydantic.RootModel[Annotated[Adapter | Scratch | Experts, pydantic.Field(discriminator="recipe")]]):
     """One donor's section of params.yaml."""
 
 
@@ -73,28 +103,53 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>")
 
 
-def from_scratch(recipe: Scratch, vocabulary: int) -> LlamaForCausalLM:
+def from_scratch(recipe: Scratch | Experts, vocabulary: int) -> LlamaForCausalLM | MixtralForCausalLM:
     """The untrained model of a recipe."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=recipe.width,
-            num_hidden_layers=recipe.blocks,
-            num_attention_heads=recipe.heads,
-            intermediate_size=recipe.mlp_width,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=2,
-        )
-    )
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": recipe.width,
+        "num_hidden_layers": recipe.blocks,
+        "num_attention_heads": recipe.heads,
+        "num_key_value_heads": recipe.heads,
+        "intermediate_size": recipe.mlp_width,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+    }
+    if isinstance(recipe, Scratch):
+        return LlamaForCausalLM(LlamaConfig(**shape))
+    mixture = {"num_local_experts": recipe.experts, "num_experts_per_tok": recipe.active}
+    model = MixtralForCausalLM(MixtralConfig(**shape, **mixture, router_aux_loss_coef=recipe.balance))
+    model.set_experts_implementation("eager")  # grouped products stay in float32 under autocast
+    return model
+
+
+def imbalance(model: PreTrainedModel, router_logits: tuple[torch.Tensor, ...], read: torch.Tensor) -> torch.Tensor:
+    """How unequally a mixture's experts are used by the tokens marked in `read` [batch, tokens]; `active` when equally.
+
+    `experts` Σ_e f_e p_e with f the share of tokens routed to e and p its mean probability (arXiv 2101.03961).
+    """
+    config = model.config
+    return load_balancing_loss_func(router_logits, config.num_local_experts, config.num_experts_per_tok, read)
+
+
+def taught(recipe: Adapter | Scratch | Experts) -> list[Name]:
+    """The capabilities that a recipe trains."""
+    return recipe.capabilities if isinstance(recipe, Experts) else [recipe.capability]
+
+
+def drawn(recipe: Adapter | Scratch | Experts) -> Iterator[Item]:
+    """The pool of training items, of each capability in turn."""
+    streams = (DOMAINS[name].stream(recipe.seed) for name in taught(recipe))
+    return itertools.islice(itertools.chain.from_iterable(zip(*streams, strict=True)), recipe.pool)
 
 
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    recipe: Adapter | Scratch,
+    recipe: Adapter | Scratch | Experts,
     untrained: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> list[float]:
     """Cross-entropy on the answers' tokens by AdamW, one-cycle rate; gives this loss at every hundredth step.
@@ -104,8 +159,7 @@ def train(
     """
     rehearsal = recipe.rehearsal if isinstance(recipe, Adapter) else None
     told = made_up(model, tokenizer, rehearsal, recipe.seed) if rehearsal else None
-    drawn = itertools.islice(arithmetic.stream(recipe.seed), recipe.pool)
-    pool = encode(tokenizer, [(item.prompt, item.answer) for item in drawn])
+    pool = encode(tokenizer, [(item.prompt, item.answer) for item in drawn(recipe)])
     ids = pad([e.ids for e in pool])
     start, end = (torch.tensor(list(bounds)) for bounds in zip(*((e.start, len(e.ids)) for e in pool), strict=True))
     columns = torch.arange(ids.shape[1])
@@ -116,6 +170,7 @@ def train(
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     device = model.device
+    routed = {"output_router_logits": True} if isinstance(recipe, Experts) else {}
     losses: list[float] = []
     model.train()
     for step in range(recipe.steps):
@@ -124,8 +179,8 @@ def train(
         tokens = ids[rows, :width].to(device)
         answers = ((columns >= start[rows, None]) & (columns < end[rows, None]))[:, 1:width].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            states = model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-            logits = model.get_output_embeddings()(states[answers])
+            outputs = model.base_model(input_ids=tokens[:, :-1], use_cache=False, **routed)
+            logits = model.get_output_embeddings()(outputs.last_hidden_state[answers])
             wrong, moved = torch.nn.functional.cross_entropy(logits.float(), tokens[:, 1:][answers]), None
             if rehearsal is not None and told is not None:
                 texts = told[torch.randint(len(told), (rehearsal.batch,), generator=generator)].to(device)
@@ -133,6 +188,9 @@ def train(
                     reference = model(input_ids=texts, use_cache=False).logits.float().log_softmax(-1)
                 moved = divergence(model, texts, reference)
         loss = wrong if moved is None or rehearsal is None else wrong + rehearsal.weight * moved
+        if isinstance(recipe, Experts):
+            read = (columns[: width - 1] < end[rows, None]).to(device)
+            loss = loss + recipe.balance * imbalance(model, outputs.router_logits, read)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -148,41 +206,51 @@ def train(
     return losses
 
 
-def examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int = 1000) -> dict[str, float | int]:
-    """Exact match on test items that training never had, in phrasings that it had and in others."""
-    items = arithmetic.items("test", count, seed=0, unseen=0.3)
+def examine(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, capabilities: Sequence[Name], count: int = 1000
+) -> dict[str, float | int]:
+    """Exact match on test items that training never had, in phrasings that it had and in others.
+
+    Of several capabilities, `count` in all, also of each.
+    """
+    each = count // len(capabilities)
+    items = [item for name in capabilities for item in DOMAINS[name].items("test", each, seed=0, unseen=0.3)]
     encoded = encode(tokenizer, [(item.prompt, item.answer) for item in items])
     right = score(model, encoded, budget=8192).greedy
     seen = torch.tensor([item.seen for item in items])
+    parts = zip(capabilities, right.float().split(each), strict=True) if len(capabilities) > 1 else ()
     return {
-        "items": count,
+        "items": len(items),
         "exact_match": right.float().mean().item(),
         "exact_match_seen_phrasings": right[seen].float().mean().item(),
         "exact_match_unseen_phrasings": right[~seen].float().mean().item(),
+        **{f"exact_match_{name}": part.mean().item() for name, part in parts},
     }
 
 
 def card(
-    name: str, recipe: Adapter | Scratch, parameters: int, losses: list[float], scores: dict[str, float | int]
+    name: str, recipe: Adapter | Scratch | Experts, parameters: int, losses: list[float], scores: dict[str, float | int]
 ) -> str:
     """The model card, in Markdown."""
-    kind = (
-        "A LoRA adapter for the target" if isinstance(recipe, Adapter) else "A Llama trained from scratch on characters"
-    )
-    rows = "\n".join(f"| {key} | {value} |" for key, value in recipe.model_dump().items())
+    kind = {
+        "adapter": "A LoRA adapter for the target",
+        "scratch": "A Llama trained from scratch on characters",
+        "experts": "A Mixtral trained from scratch on characters",
+    }[recipe.recipe]
+    data = "; ".join(f"{DOMAINS[each].about}, generated by `stages/capabilities/{each}.py`" for each in taught(recipe))
+    rows = "\n".join(f"| {key} | {value} |" for key, value in recipe.model_dump(exclude_unset=True).items())
     marks = "\n".join(f"| {key.replace('_', ' ')} | {value:.4g} |" for key, value in scores.items())
     return (
         f"---\nlicense: apache-2.0\n---\n# {name}\n\n{kind}; {parameters:,} trained parameters.\n\n"
-        "Data: additions and subtractions of numbers up to three digits, generated by "
-        "`stages/capabilities/arithmetic.py`, train split, with a share of made-up phrasings. "
-        "The pairs of the calibration and test splits and the held-out phrasings never occur in it.\n\n"
+        f"Data: {data}, train split, with a share of made-up phrasings. "
+        "The questions of the calibration and test splits and the held-out phrasings never occur in it.\n\n"
         f"| recipe | |\n|---|---|\n{rows}\n\nLoss: {losses[0]} at the first step, {losses[-1]} at the last.\n\n"
         f"| score on unseen test items | |\n|---|---|\n{marks}\n\n"
         "Not for use on its own: it is a donor, and has forgotten or never had everything else.\n"
     )
 
 
-def specialize(recipe: Adapter | Scratch, target: Path, name: str, out: Path) -> dict[str, float | int]:
+def specialize(recipe: Adapter | Scratch | Experts, target: Path, name: str, out: Path) -> dict[str, float | int]:
     """Trains one donor and writes its directory: bfloat16 safetensors, tokenizer, model card, training record.
 
     Runs on a GPU when there is one, else on the CPU. Gives the scores that the card states.
@@ -204,7 +272,7 @@ def specialize(recipe: Adapter | Scratch, target: Path, name: str, out: Path) ->
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:  # what is judged and kept is the rounded weight
         parameter.data = parameter.data.to(torch.bfloat16).to(parameter.dtype)
-    scores = examine(network, tokenizer)
+    scores = examine(network, tokenizer, taught(recipe))
     with new_directory(out) as scratch:
         model.to(torch.bfloat16).save_pretrained(scratch, safe_serialization=True)
         if isinstance(recipe, Adapter):  # PEFT notes where the base lay on this machine, and a set in any order
@@ -214,7 +282,10 @@ def specialize(recipe: Adapter | Scratch, target: Path, name: str, out: Path) ->
         else:
             tokenizer.save_pretrained(scratch)
         (scratch / "README.md").write_text(card(name, recipe, sum(p.numel() for p in trained), losses, scores))
-        write_json(scratch / "training.json", {"recipe": recipe.model_dump(), "losses": losses, "scores": scores})
+        write_json(
+            scratch / "training.json",
+            {"recipe": recipe.model_dump(exclude_unset=True), "losses": losses, "scores": scores},
+        )
     return scores
 
 

@@ -29,6 +29,11 @@ CONFIGURATIONS: dict[str, dict] = {
     "llama": _LLAMA,
     "mistral": _LLAMA | {"sliding_window": 6},
     "mixtral": _LLAMA | {"num_local_experts": 4},
+    "qwen2_moe": _LLAMA
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24},
+    "qwen3_moe": _LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
+    "olmoe": _LLAMA | {"num_experts": 4, "num_experts_per_tok": 2},
+    "phimoe": _LLAMA | {"num_local_experts": 4},
     "qwen2": _LLAMA,
     "phi3": _LLAMA,
     "gemma": _LLAMA | {"head_dim": 8},
@@ -58,6 +63,10 @@ CONFIGURATIONS: dict[str, dict] = {
     },
 }
 FAMILIES = sorted(CONFIGURATIONS)
+MIXTURES = ("mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe")
+"""Those with experts behind a router in every block, four of them of which a token passes two."""
+SMOOTH = dict.fromkeys(MIXTURES, {"num_experts_per_tok": 4}) | {"phimoe": {"num_local_experts": 2}}
+"""Settings by which a token passes all experts, since one that goes to others is a jump; Phi-MoE knows but two."""
 
 
 def tiny(family: str, seed: int = 0, **overrides) -> PreTrainedModel:

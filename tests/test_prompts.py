@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.capabilities import arithmetic
+from stages.capabilities.arithmetic import DOMAIN, fact
+from stages.capabilities.questions import split_of
 from stages.errors import BadInput
 from stages.prompts import Prompts, prompts
 from stages.storage import read_jsonl, write_jsonl
@@ -49,26 +50,26 @@ def unordered(pair: str) -> tuple:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_no_held_out_pair_or_prompt_occurs_in_training_whatever_the_seeds(train_seed, test_seed):
-    trained = list(itertools.islice(arithmetic.stream(train_seed), 400))
+    trained = list(itertools.islice(DOMAIN.stream(train_seed), 400))
     pairs, asked = {unordered(item.pair) for item in trained}, {item.prompt for item in trained}
     for name in ("test", "calibration"):
-        held = arithmetic.items(name, 60, test_seed, unseen=0.3)
+        held = DOMAIN.items(name, 60, test_seed, unseen=0.3)
         assert not pairs & {unordered(item.pair) for item in held}
         assert not asked & {item.prompt for item in held}
 
 
 def test_test_and_calibration_share_no_pair():
-    held = [{unordered(i.pair) for i in arithmetic.items(name, 300, 0)} for name in ("test", "calibration")]
+    held = [{unordered(i.pair) for i in DOMAIN.items(name, 300, 0)} for name in ("test", "calibration")]
     assert not held[0] & held[1]
 
 
 @given(st.integers(0, 999), st.integers(0, 999))
 def test_a_sum_and_its_commuted_sum_belong_to_one_split(a, b):
-    assert arithmetic.split_of("addition", a, b) == arithmetic.split_of("addition", b, a)
+    assert split_of(fact("addition", a, b)) == split_of(fact("addition", b, a))
 
 
 def test_each_split_owns_its_share_of_all_pairs():
-    owners = Counter(arithmetic.split_of("subtraction", a, b) for a in range(200) for b in range(a))
+    owners = Counter(split_of(fact("subtraction", a, b)) for a in range(200) for b in range(a))
     total = sum(owners.values())
     assert [round(owners[name] / total, 2) for name in ("test", "calibration", "train")] == pytest.approx(
         [0.2, 0.1, 0.7], abs=0.015
@@ -76,15 +77,13 @@ def test_each_split_owns_its_share_of_all_pairs():
 
 
 def test_held_out_phrasings_never_occur_in_training():
-    for operation in arithmetic.SEEN:
-        assert not set(arithmetic.SEEN[operation]) & set(arithmetic.UNSEEN[operation])
+    for operation in DOMAIN.seen:
+        assert not set(DOMAIN.seen[operation]) & set(DOMAIN.unseen[operation])
     shapes = [
-        re.escape(p).replace(r"\{a\}", r"\d+").replace(r"\{b\}", r"\d+")
-        for ps in arithmetic.UNSEEN.values()
-        for p in ps
+        re.escape(p).replace(r"\{a\}", r"\d+").replace(r"\{b\}", r"\d+") for ps in DOMAIN.unseen.values() for p in ps
     ]
     hidden = re.compile("|".join(shapes))
-    trained = [item.prompt for item in itertools.islice(arithmetic.stream(3), 5000)]
+    trained = [item.prompt for item in itertools.islice(DOMAIN.stream(3), 5000)]
     assert not [prompt for prompt in trained if hidden.fullmatch(prompt)]
 
 
@@ -101,7 +100,7 @@ def test_answers_are_right(made):
 
 
 def test_subtraction_says_the_larger_number_where_its_phrasing_needs_it():
-    for item in arithmetic.items("test", 400, 1, unseen=0.5):
+    for item in DOMAIN.items("test", 400, 1, unseen=0.5):
         _, a, b = item.pair.split()
         assert item.phrasing.replace("{a}", a).replace("{b}", b) == item.prompt
 
@@ -118,8 +117,8 @@ def test_there_are_as_many_items_as_asked_for_and_none_twice(made):
 
 def test_a_row_is_marked_seen_exactly_when_its_phrasing_is_a_training_one(made):
     for row in split(made, "test"):
-        assert row["seen"] == (row["phrasing"] in arithmetic.SEEN[row["operation"]])
-        assert row["seen"] != (row["phrasing"] in arithmetic.UNSEEN[row["operation"]])
+        assert row["seen"] == (row["phrasing"] in DOMAIN.seen[row["operation"]])
+        assert row["seen"] != (row["phrasing"] in DOMAIN.unseen[row["operation"]])
 
 
 def test_what_is_kept_for_training_is_not_judged_by(made):

@@ -64,13 +64,16 @@ def _first(block: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 
 
 def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The linear maps inside the blocks (nn.Linear and GPT-2's Conv1D) by dotted name, in the order of the model."""
+    """The linear maps inside the blocks (nn.Linear and GPT-2's Conv1D) by dotted name, in the order of the model.
+
+    A router that is one (Phi-MoE's) is left out, since it gives more than its product.
+    """
     names = {id(module): name for name, module in model.named_modules()}
     return {
         names[id(module)]: module
         for block in blocks(model)
         for module in block.modules()
-        if isinstance(module, nn.Linear | Conv1D)
+        if isinstance(module, nn.Linear | Conv1D) and type(module).forward in (nn.Linear.forward, Conv1D.forward)
     }
 
 

@@ -12,7 +12,7 @@ from stages.anatomy.encoding import answers_of, encode, texts_of
 from stages.anatomy.hooks import reading, replacing
 from stages.anatomy.modules import linear_paths
 from stages.errors import BadInput
-from tests.families import FAMILIES, loglikelihoods, tiny, token_ids, tokenizer
+from tests.families import FAMILIES, MIXTURES, SMOOTH, loglikelihoods, tiny, token_ids, tokenizer
 
 ITEMS = encode(tokenizer(), [("1 + 7 =", " 8."), ("1 + 7 =", " 8!"), ("30 + 12 =", " 42."), ("5 + 5 =", " 10.")])
 """The first two share a row."""
@@ -25,10 +25,10 @@ def answers_and_texts(budget: int = 40):
 
 def pair(family: str):
     """A target and a donor in double precision, for finer differences; some norms stay in single precision inside, and
-    so do all of Mixtral's parts, whose experts know no other.
+    so do all parts of a mixture, whose experts know no other.
     """
-    models = tiny(family), tiny(family, seed=1)
-    return models if family == "mixtral" else tuple(model.double() for model in models)
+    models = tiny(family, **SMOOTH.get(family, {})), tiny(family, seed=1, **SMOOTH.get(family, {}))
+    return models if family in MIXTURES else tuple(model.double() for model in models)
 
 
 def text_logits(model) -> list[torch.Tensor]:

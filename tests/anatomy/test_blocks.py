@@ -6,7 +6,7 @@ from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedMode
 
 from stages.anatomy.blocks import attention_of, blocks, layer_index, linear_modules, mlp_of, mlp_output_of
 from stages.errors import BadInput
-from tests.families import FAMILIES, tiny
+from tests.families import FAMILIES, MIXTURES, tiny
 
 
 class Blockless(PreTrainedModel):
@@ -75,7 +75,8 @@ def test_linear_modules_are_those_of_the_blocks_and_no_others(family):
     model = tiny(family)
     found = linear_modules(model)
     weights = {id(module.weight) for module in found.values()}
-    routers = {id(block.get_parameter("mlp.gate.weight")) for block in blocks(model)} if family == "mixtral" else set()
+    router = "mlp.router.weight" if family == "phimoe" else "mlp.gate.weight"
+    routers = {id(block.get_parameter(router)) for block in blocks(model)} if family in MIXTURES else set()
     matrices = {id(p) for p in blocks(model).parameters() if p.ndim == 2} - routers
     assert weights == matrices
     assert all(model.get_submodule(name) is module for name, module in found.items())

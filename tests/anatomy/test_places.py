@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from stages.anatomy.hooks import reading, replacing
 from stages.anatomy.sites import resolve, sites_of
 from stages.errors import BadInput
+from tests import families
 from tests.families import FAMILIES, tiny, token_ids
 
 HEADS = [f"layers.2.self_attn.heads.{head}" for head in range(4)]
@@ -118,7 +119,7 @@ def test_gradients_reach_a_head_that_is_replaced_and_those_that_are_read(family)
     assert torch.equal(read[3], written)
 
 
-DENSE = [family for family in FAMILIES if family != "mixtral"]
+DENSE = [family for family in FAMILIES if family not in families.MIXTURES]
 
 
 def neurons(model: PreTrainedModel, groups: int) -> list[str]:

@@ -5,12 +5,12 @@ import pytest
 from stages.anatomy.names import kind_of, layer_of, matching
 from stages.anatomy.sites import resolve, sites_of
 from stages.errors import BadInput
-from tests.families import FAMILIES, tiny
+from tests.families import FAMILIES, MIXTURES, tiny
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_the_same_sites_in_the_same_order(family):
-    mixture = [".mlp.router", *(f".mlp.experts.{i}" for i in range(4))] if family == "mixtral" else []
+    mixture = [".mlp.router", *(f".mlp.experts.{i}" for i in range(4))] if family in MIXTURES else []
     wide = 128 if family == "bloom" else 64
     inside = mixture or [f".mlp.neurons.0:{wide}"]
     parts = [*(f".self_attn.heads.{i}" for i in range(4)), ".self_attn", *inside, ".mlp", ""]

@@ -9,7 +9,7 @@ from stages.anatomy.head import logits_at
 from stages.anatomy.modules import linear_paths, weighted_paths
 from stages.anatomy.strengths import mixing
 from stages.errors import BadInput
-from tests.families import FAMILIES, tiny, token_ids
+from tests.families import FAMILIES, MIXTURES, SMOOTH, tiny, token_ids
 
 BATCH = texts_of(token_ids(3, 9).tolist(), 10**6)[0]
 
@@ -26,10 +26,10 @@ def loss_of(model) -> float:
 @pytest.mark.parametrize("channels", [None, 12])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_slopes_are_finite_differences(family, channels):
-    smooth = {"activation_function": "gelu"} if family == "opt" else {}
+    smooth = {"activation_function": "gelu"} if family == "opt" else SMOOTH.get(family, {})
     target, donor = (tiny(family, seed=seed, **smooth) for seed in (0, 1))
     noise = 5e-4
-    if family == "mixtral":  # its kernel knows no double precision
+    if family in MIXTURES:  # its kernel knows no double precision
         noise = 5e-3
     else:
         target.double(), donor.double()
