@@ -63,6 +63,12 @@ PARAMS: dict[str, Any] = {
     },
     "auto": {"chosen_blade": {"donor": "sibling", "strategy": "auto", "alpha": 0.9}},
     "transplant": {"transplant": {"donor": "sibling", "select": "frontier"}},
+    "store": {
+        "steering_vector": {
+            "donor": "sibling", "source": "vector", "layer": 2, "donor_layer": 2, "prompts": 4, "calibration": 4,
+            "alphas": [0.5],
+        },
+    },
     "evaluate": {"budget": 4096},
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},
