@@ -69,6 +69,9 @@ PARAMS: dict[str, Any] = {
             "alphas": [0.5],
         },
     },
+    "debate": {
+        "debate": {"views": [{}, {"noise": 0.2, "layer": 1}], "reconcile": "entropy", "prompts": 4, "texts": 2},
+    },
     "evaluate": {"budget": 4096},
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},

@@ -53,13 +53,7 @@ class LayerInjector:
         ε depends on `seed` and on the token's position in its text alone, so the rows of a batch share it.
         """
         table = Normal(seed)
-
-        def disturbed(state: torch.Tensor) -> torch.Tensor:
-            position = self._passes.positions(state.shape[1]).to(state.device)
-            rms = state.float().square().mean(-1, keepdim=True).sqrt()
-            return state + amount * rms * table.rows(position, state.shape[-1])
-
-        return self.replace(site, disturbed)
+        return self.replace(site, lambda state: table.disturb(state, amount, self._passes.positions(state.shape[1])))
 
     def blade(
         self, site: str, donor: Donor, injection: Injection | None = None, alpha: float = 1.0, taken: int = 0

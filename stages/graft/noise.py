@@ -7,11 +7,19 @@ class Normal:
     """Standard normal rows by index: the same row whenever and in whatever order they are asked for."""
 
     def __init__(self, seed: int):
-        self._generator = torch.Generator().manual_seed(seed)
-        self._rows: list[torch.Tensor] = []
+        self.seed = seed
+        self._rows = torch.empty(0, 0)
 
     def rows(self, index: torch.Tensor, width: int) -> torch.Tensor:
-        """[batch, tokens, width] for `index` [batch, tokens]; all calls ask for one width."""
-        while len(self._rows) <= int(index.max()):
-            self._rows.append(torch.randn(width, generator=self._generator))
-        return torch.stack(self._rows).to(index.device)[index]
+        """[batch, tokens, width] for `index` [batch, tokens]."""
+        needed = int(index.max()) + 1
+        if len(self._rows) < needed or self._rows.shape[1] != width:
+            generator = torch.Generator().manual_seed(self.seed)
+            # Row by row, so that a longer table begins with the shorter one
+            self._rows = torch.stack([torch.randn(width, generator=generator) for _ in range(2 * needed)])
+        return self._rows.to(index.device)[index]
+
+    def disturb(self, state: torch.Tensor, amount: float, index: torch.Tensor) -> torch.Tensor:
+        """state + amount · rms(state) · ε [batch, tokens, width], rms the token's own, ε the row of its `index`."""
+        rms = state.float().square().mean(-1, keepdim=True).sqrt()
+        return (state + amount * rms * self.rows(index.to(state.device), state.shape[-1])).to(state.dtype)
