@@ -62,14 +62,14 @@ class DebateCache(DynamicCache):
         return (texts[:, None] * self.views + torch.arange(self.views, device=texts.device)).flatten()
 
     def reorder_cache(self, beam_idx):
-        super().reorder_cache(self._rows(beam_idx))
+        super().reorder_cache(self._rows(beam_idx))  # type: ignore[arg-type]
 
     def batch_select_indices(self, indices):
         super().batch_select_indices(self._rows(indices))
 
     def batch_repeat_interleave(self, repeats):
         if self.get_seq_length():
-            held = self.layers[0].keys
+            held = self.layers[0].keys  # type: ignore[union-attr]
             assert isinstance(held, torch.Tensor)
             texts = torch.arange(len(held) // self.views, device=held.device)
             self.batch_select_indices(texts.repeat_interleave(repeats))
@@ -170,7 +170,7 @@ class DebateForCausalLM(PreTrainedModel, GenerationMixin):
             position = torch.arange(seen, seen + new.shape[1], device=new.device).expand(len(new), -1)
         else:
             position = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
-            position_ids = position if position_ids is None else position_ids
+            position_ids = position if position_ids is None else position_ids  # type: ignore[assignment]
         given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
         if "position_ids" in accepted(self.target):
             given["position_ids"] = None if position_ids is None else position_ids.expand(len(new), -1)
