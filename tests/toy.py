@@ -111,6 +111,15 @@ PARAMS: dict[str, Any] = {
             ],
         },
     },
+    "store": {
+        "steering_vector": {
+            "donor": "sibling", "source": "vector", "layer": 2, "donor_layer": 2, "prompts": 4, "calibration": 4,
+            "alphas": [0.5],
+        },
+    },
+    "debate": {
+        "debate": {"views": [{}, {"noise": 0.2, "layer": 1}], "reconcile": "entropy", "prompts": 4, "texts": 2},
+    },
     "evaluate": {"budget": 4096},
     "synergy": {},
     "uncertainty": {"bins": 4, "resamples": 100},

@@ -20,12 +20,14 @@ from .fusion import Fusion
 from .heard import Heard
 from .implant import Implant
 from .router import RouterBias
+from .stored import Stored
 
 KINDS: dict[str, type[nn.Module]] = {
     "fusion": Fusion,
     "implant": Implant,
     "injection": Injection,
     "router": RouterBias,
+    "stored": Stored,
 }
 """The parts that a graft can have: modules with a method `attach` that takes the pass under way."""
 

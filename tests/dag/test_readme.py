@@ -16,13 +16,21 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_python_block_loads_a_graft_and_lets_it_answer(built, tmp_path):
-    (code,) = blocks("python")
+    code = blocks("python")[0]
     away = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     away |= {"HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     (tmp_path / "data").symlink_to(built.root / "data")
     done = subprocess.run(
         [sys.executable, "-I", "-c", code], cwd=tmp_path, env=away, capture_output=True, text=True, timeout=200
     )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("What is 417 plus 286? Answer:")
+
+
+def test_the_second_python_block_changes_a_layer_while_the_model_answers(built, tmp_path):
+    (tmp_path / "data").symlink_to(built.root / "data")
+    code, here = blocks("python")[1], os.environ | {"PYTHONPATH": str(README.parent)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("What is 417 plus 286? Answer:")
 
