@@ -1,5 +1,6 @@
-"""Gate and bridge of an injected variant, trained on kept states: only the blocks after the injection run."""
+"""Gates and bridges of an injected variant, trained on kept states: only the blocks after the injection run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, kl_div
+from transformers import PreTrainedModel
 
-from stages.anatomy.blocks import blocks
+from stages.anatomy.blocks import blocks, path_of
 from stages.anatomy.encoding import batches, encode, pad
 from stages.anatomy.head import logits_at
 from stages.anatomy.restart import resumed
 from stages.command import run
+from stages.graft.call import Call
 from stages.items import PROMPT, TEXT, read_items
 from stages.recipes.blade import BladeRecipe, Parts, Training, parts
 from stages.settings import read
@@ -27,19 +30,37 @@ class Kept:
     start: int
     """The first token that is predicted in training: an answer's, or a text's second."""
     h: torch.Tensor
-    """[tokens, width], leaving the target's block"""
-    d: torch.Tensor
-    """[tokens, donor width]"""
-    known: torch.Tensor
-    """[tokens], where the donor has read something"""
+    """[tokens, width], leaving the first of the target's blocks that are changed"""
+    d: tuple[tuple[torch.Tensor, ...], ...]
+    """[tokens, donor width], by donor and by block that is taken"""
+    known: tuple[torch.Tensor, ...]
+    """[tokens] by donor, where it has read something"""
     final: torch.Tensor | None
     """[tokens, vocabulary], the target's log-probabilities in half precision, as there are many; for texts"""
 
 
+class KeptCall(Call):
+    """A pass in which parts find kept states instead of running donors."""
+
+    def __init__(self, target: PreTrainedModel, kept: Sequence[Kept]):
+        ids = stacked([torch.tensor(k.ids, device=k.h.device) for k in kept])
+        path = path_of(target, blocks(target))
+        super().__init__(target, path, torch.nn.ModuleList(), ids, torch.ones_like(ids), None)
+        self.kept = kept
+
+    def states(self, donor: int, taken: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        return stacked([k.d[donor][taken] for k in self.kept]), stacked([k.known[donor] for k in self.kept])
+
+
+def first(parts: torch.nn.ModuleList) -> int:
+    """The first of the target's blocks that parts change."""
+    return min(part.layer for part in parts)
+
+
 @torch.inference_mode()
-def keep(parts: Parts, sequences: list[tuple[tuple[int, ...], int]], predictions: bool) -> list[Kept]:
-    """Runs target and donor once over `sequences` of ids and start."""
-    block = blocks(parts.target)[parts.layer]
+def keep(parts: Parts, sequences: Sequence[tuple[tuple[int, ...], int]], predictions: bool) -> list[Kept]:
+    """Runs target and donors once over `sequences` of ids and start."""
+    block = blocks(parts.target)[first(parts.parts)]
     kept: dict[int, Kept] = {}
     left: list[torch.Tensor] = []
     handle = block.register_forward_hook(lambda m, a, out: left.append(out[0] if isinstance(out, tuple) else out))
@@ -48,15 +69,15 @@ def keep(parts: Parts, sequences: list[tuple[tuple[int, ...], int]], predictions
             ids = pad([sequences[i][0] for i in group], parts.target.device)
             left.clear()
             output = (parts.target if predictions else parts.target.base_model)(input_ids=ids, use_cache=False)
-            (d,), known = parts.reading.donor.states(ids, torch.ones_like(ids), None)
-            known = torch.ones_like(ids, dtype=torch.bool) if known is None else known
+            read = [each.donor.states(ids, torch.ones_like(ids), None) for each in parts.readings]
+            known = [torch.ones_like(ids, dtype=torch.bool) if where is None else where for _, where in read]
             for row, i in enumerate(group):
                 tokens, start = sequences[i]
                 n = len(tokens)
+                d = tuple(tuple(each[row, :n].clone() for each in states) for states, _ in read)
                 final = output.logits[row, :n].log_softmax(-1).half() if predictions else None
-                kept[i] = Kept(
-                    tokens, start, left[0][row, :n].clone(), d[row, :n].clone(), known[row, :n].clone(), final
-                )
+                where = tuple(each[row, :n].clone() for each in known)
+                kept[i] = Kept(tokens, start, left[0][row, :n].clone(), d, where, final)
     finally:
         handle.remove()
     return [kept[i] for i in range(len(sequences))]
@@ -72,35 +93,41 @@ def logits(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The graft's logits [positions, vocabulary] where it predicts the tokens of `kept` that training looks at.
 
-    With `training`, at as many of these positions as it says: its share of the hardest, whose states the injection
-    moves the farthest for their length, and others drawn. Second, which these are, [positions], over all of `kept`.
+    With `training`, at as many of these positions as it says: its share of the hardest, whose states the parts at the
+    first layer move the farthest for their length, and others drawn. Second, which these are, [positions], over all of
+    `kept`. Parts at later layers take hold while the blocks after the first one run.
     """
-    ids = stacked([torch.tensor(k.ids, device=k.h.device) for k in kept])
-    h, d, known = (stacked([getattr(k, name) for k in kept]) for name in ("h", "d", "known"))
+    h, begin = stacked([k.h for k in kept]), first(parts.parts)
     places = [(row, column) for row, k in enumerate(kept) for column in range(k.start - 1, len(k.ids) - 1)]
     row, column = torch.tensor(places, device=h.device).T
-    changed = parts.injection(h, d, known)
-    chosen = torch.arange(len(places), device=h.device)
-    if training is not None and training.positions < len(places):
-        moved = ((changed.detach() - h).norm(dim=-1) / h.norm(dim=-1))[row, column]
-        order = moved.argsort(descending=True)
-        hardest = round(training.hardest * training.positions)
-        most, others = order[:hardest], order[hardest:]
-        drawn = torch.randperm(len(others), generator=generator)[: training.positions - hardest]
-        chosen = torch.cat([most, others[drawn.to(h.device)]])
-    with resumed(parts.target, parts.layer, changed):
-        return logits_at(parts.target, ids, row[chosen], column[chosen]), chosen
+    with KeptCall(parts.target, kept) as call:
+        changed = h
+        for part in parts.parts:
+            if part.layer == begin:
+                changed = part.change(call, changed)
+            else:
+                part.attach(call)
+        chosen = torch.arange(len(places), device=h.device)
+        if training is not None and training.positions < len(places):
+            moved = ((changed.detach() - h).norm(dim=-1) / h.norm(dim=-1))[row, column]
+            order = moved.argsort(descending=True)
+            hardest = round(training.hardest * training.positions)
+            most, others = order[:hardest], order[hardest:]
+            drawn = torch.randperm(len(others), generator=generator)[: training.positions - hardest]
+            chosen = torch.cat([most, others[drawn.to(h.device)]])
+        with resumed(parts.target, begin, changed):
+            return logits_at(parts.target, call.input_ids, row[chosen], column[chosen]), chosen
 
 
 def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) -> list[dict[str, Any]]:
-    """Trains the injection in place by Adam; gives the loss curve.
+    """Trains the parts in place by Adam; gives the loss curve.
 
     Loss: cross-entropy of the answers' tokens + divergence · KL(target ‖ graft) at `positions` tokens of the texts, in
     nats a token; a text is drawn as often as it is long. Answers and texts pass apart, since texts are several times
     as long and would pad the answers.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
-    optimizer = torch.optim.Adam(parts.injection.parameters(), lr=recipe.learning_rate)
+    optimizer = torch.optim.Adam(parts.parts.parameters(), lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
     )
@@ -135,7 +162,7 @@ def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, 
         asked = [(e.ids, e.start) for e in encode(made.tokenizer, [(row["prompt"], row["answer"]) for row in rows])]
         told = [(tuple(made.tokenizer(row["text"]).input_ids), 1) for row in read_items(text, TEXT)]
         curve = train(made, recipe.training, keep(made, asked, predictions=False), keep(made, told, predictions=True))
-        learned = {n: v.to(torch.bfloat16).contiguous().cpu() for n, v in made.injection.state_dict().items()}
+        learned = {n: v.to(torch.bfloat16).contiguous().cpu() for n, v in made.parts.state_dict().items()}
     with new_directory(out) as directory:
         save_file(learned, directory / "gate.safetensors")
         write_json(directory / "training.json", {"curve": curve, "recipe": recipe.model_dump()})
