@@ -17,8 +17,9 @@ from .blade import Injection
 from .call import Call
 from .donor import Donor, accepted
 from .heard import Heard
+from .shared import Shared
 
-KINDS: dict[str, type[nn.Module]] = {"injection": Injection}
+KINDS: dict[str, type[nn.Module]] = {"injection": Injection, "shared": Shared}
 """The parts that a graft can have: modules with a method `attach` that takes the pass under way."""
 
 
