@@ -151,10 +151,10 @@ def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) 
     return curve
 
 
-def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, out: Path,
+def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, out: Path, section: str = "inject",
          params: Path = Path("params.yaml")) -> None:  # fmt: skip
-    """Train the gate and the bridge of the variant that params.yaml describes under `inject`."""
-    recipe = read(params, f"inject.{variant}", BladeRecipe)
+    """Train the gates and bridges of the variant that params.yaml describes under `section`."""
+    recipe = read(params, f"{section}.{variant}", BladeRecipe)
     curve, learned = [], {}
     if recipe.training is not None:
         made = parts(recipe, target, donor)

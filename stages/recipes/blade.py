@@ -46,12 +46,14 @@ def several(layer: Layer | tuple[Layer, ...]) -> tuple[Layer, ...]:
 
 
 class BladeRecipe(Settings):
-    """A variant's section under `inject`."""
+    """A variant's section under `inject` or `blades`."""
 
     donor: str
     """The donor's name."""
     control_for: str | None = None
     """The variant that this one is a control for: made to fail."""
+    prompts: str = "capability"
+    """The folder of data/prompts that it learns on; to be named under `blades`, where domains differ."""
     layer: Layer | tuple[Layer, ...]
     """The target's block whose output is changed: an index, `n-4`, or a depth such as 0.875; or several, each with a
     gate and a bridge of its own."""

@@ -103,8 +103,8 @@ def _under_one_gate(
         got = sorted({str(spec[key]) for spec in specs})
         if got != [str(wanted)]:
             raise BadInput(
-                f"Blades under one gate must all have {key} {wanted}, got {', '.join(got)} of {', '.join(recipe.blades)}; "
-                "set gate: stacked, or train them so."
+                f"Blades under one gate must all have {key} {wanted}, got {', '.join(got)} among "
+                f"{', '.join(recipe.blades)}; set gate: stacked, or train them so."
             )
     if len(specs) != len(told):
         raise BadInput(
