@@ -24,8 +24,8 @@ def inject(made: Parts, gate: Path, out: Path) -> None:
     write_graft(made.target, made.tokenizer, made.readings, list(zip(made.parts, made.specs, strict=True)), out)
 
 
-def main(variant: str, target: Path, donor: Path, gate: Path, out: Path, section: str = "inject",
-         params: Path = Path("params.yaml")) -> None:  # fmt: skip
+def main(variant: str, target: Path, donor: Path, gate: Path, out: Path,
+         params: Path = Path("params.yaml"), section: str = "inject") -> None:  # fmt: skip
     """Build the graft of the variant that params.yaml describes under `section`."""
     recipe = read(params, f"{section}.{variant}", BladeRecipe)
     inject(parts(recipe, target, donor, torch.bfloat16), gate, out)

@@ -6,7 +6,7 @@ import torch
 
 from stages.anatomy.encoding import batches
 from stages.graft.shared import Shared
-from stages.recipes.blade import Parts
+from stages.recipes.blade import Parts, changing
 from stages.train_gates import Kept, logits
 
 
@@ -19,7 +19,7 @@ def openings(parts: Parts, kept: Sequence[Kept]) -> list[torch.Tensor]:
     seen: dict[int, torch.Tensor] = {}
     handles = [
         part.gate.register_forward_hook(lambda m, a, out, place=place: seen.__setitem__(place, out))
-        for place, part in enumerate(parts.parts)
+        for place, part in enumerate(changing(parts.parts))
     ]
     found: dict[int, torch.Tensor] = {}
     try:
@@ -28,7 +28,7 @@ def openings(parts: Parts, kept: Sequence[Kept]) -> list[torch.Tensor]:
             logits(parts, [kept[i] for i in group])
             shape = len(group), max(len(kept[i].ids) for i in group)
             amounts = []
-            for place, part in enumerate(parts.parts):
+            for place, part in enumerate(changing(parts.parts)):
                 each = seen.get(place, kept[0].h.new_zeros(1))  # a closed gate is not asked
                 each = each if isinstance(part, Shared) else each.mean(-1, keepdim=True)
                 amounts.append(each.expand(*shape, each.shape[-1]))

@@ -17,7 +17,7 @@ from stages.anatomy.restart import resumed
 from stages.command import run
 from stages.graft.call import Call
 from stages.items import PROMPT, TEXT, read_items
-from stages.recipes.blade import BladeRecipe, Parts, Training, parts
+from stages.recipes.blade import BladeRecipe, Parts, Training, changing, parts
 from stages.settings import read
 from stages.storage import new_directory, write_json
 
@@ -37,6 +37,8 @@ class Kept:
     """[tokens] by donor, where it has read something"""
     final: torch.Tensor | None
     """[tokens, vocabulary], the target's log-probabilities in half precision, as there are many; for texts"""
+    early: torch.Tensor | None
+    """[tokens, width], leaving the block that a condition reads"""
 
 
 class KeptCall(Call):
@@ -52,22 +54,26 @@ class KeptCall(Call):
         return stacked([k.d[donor][taken] for k in self.kept]), stacked([k.known[donor] for k in self.kept])
 
 
-def first(parts: torch.nn.ModuleList) -> int:
+def first(parts: Parts) -> int:
     """The first of the target's blocks that parts change."""
-    return min(part.layer for part in parts)
+    return min(part.layer for part in changing(parts.parts))
 
 
 @torch.inference_mode()
 def keep(parts: Parts, sequences: Sequence[tuple[tuple[int, ...], int]], predictions: bool) -> list[Kept]:
     """Runs target and donors once over `sequences` of ids and start."""
-    block = blocks(parts.target)[first(parts.parts)]
     kept: dict[int, Kept] = {}
-    left: list[torch.Tensor] = []
-    handle = block.register_forward_hook(lambda m, a, out: left.append(out[0] if isinstance(out, tuple) else out))
+    early = next((spec["layer"] for spec in parts.specs if spec["kind"] == "condition"), None)
+    left: dict[int, torch.Tensor] = {}
+
+    def leave(layer: int):
+        return lambda _, args, out: left.__setitem__(layer, out[0] if isinstance(out, tuple) else out)
+
+    places = [first(parts)] if early is None else [first(parts), early]
+    handles = [blocks(parts.target)[layer].register_forward_hook(leave(layer)) for layer in places]
     try:
         for group in batches([len(ids) for ids, _ in sequences], budget=512):
             ids = pad([sequences[i][0] for i in group], parts.target.device)
-            left.clear()
             output = (parts.target if predictions else parts.target.base_model)(input_ids=ids, use_cache=False)
             read = [each.donor.states(ids, torch.ones_like(ids), None) for each in parts.readings]
             known = [torch.ones_like(ids, dtype=torch.bool) if where is None else where for _, where in read]
@@ -77,9 +83,11 @@ def keep(parts: Parts, sequences: Sequence[tuple[tuple[int, ...], int]], predict
                 d = tuple(tuple(each[row, :n].clone() for each in states) for states, _ in read)
                 final = output.logits[row, :n].log_softmax(-1).half() if predictions else None
                 where = tuple(each[row, :n].clone() for each in known)
-                kept[i] = Kept(tokens, start, left[0][row, :n].clone(), d, where, final)
+                h = [left[layer][row, :n].clone() for layer in places]
+                kept[i] = Kept(tokens, start, h[0], d, where, final, None if early is None else h[1])
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return [kept[i] for i in range(len(sequences))]
 
 
@@ -97,12 +105,12 @@ def logits(
     first layer move the farthest for their length, and others drawn. Second, which these are, [positions], over all of
     `kept`. Parts at later layers take hold while the blocks after the first one run.
     """
-    h, begin = stacked([k.h for k in kept]), first(parts.parts)
+    h, begin = stacked([k.h for k in kept]), first(parts)
     places = [(row, column) for row, k in enumerate(kept) for column in range(k.start - 1, len(k.ids) - 1)]
     row, column = torch.tensor(places, device=h.device).T
     with KeptCall(parts.target, kept) as call:
         changed = h
-        for part in parts.parts:
+        for part in changing(parts.parts):
             if part.layer == begin:
                 changed = part.change(call, changed)
             else:
@@ -127,7 +135,8 @@ def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) 
     as long and would pad the answers.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
-    optimizer = torch.optim.Adam(parts.parts.parameters(), lr=recipe.learning_rate)
+    learned = [parameter for part in changing(parts.parts) for parameter in part.parameters()]
+    optimizer = torch.optim.Adam(learned, lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
     )
@@ -151,8 +160,8 @@ def train(parts: Parts, recipe: Training, items: list[Kept], texts: list[Kept]) 
     return curve
 
 
-def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, out: Path, section: str = "inject",
-         params: Path = Path("params.yaml")) -> None:  # fmt: skip
+def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, out: Path,
+         params: Path = Path("params.yaml"), section: str = "inject") -> None:  # fmt: skip
     """Train the gates and bridges of the variant that params.yaml describes under `section`."""
     recipe = read(params, f"{section}.{variant}", BladeRecipe)
     curve, learned = [], {}

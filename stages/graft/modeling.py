@@ -15,11 +15,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .blade import Injection
 from .call import Call
+from .condition import Condition
 from .donor import Donor, accepted
 from .heard import Heard
 from .shared import Shared
 
-KINDS: dict[str, type[nn.Module]] = {"injection": Injection, "shared": Shared}
+KINDS: dict[str, type[nn.Module]] = {"injection": Injection, "shared": Shared, "condition": Condition}
 """The parts that a graft can have: modules with a method `attach` that takes the pass under way."""
 
 

@@ -1,5 +1,6 @@
 """A donor's hidden states injected into the running target: the recipe, and the parts that gates are trained on."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from stages.anatomy.blocks import blocks, layer_index
 from stages.anatomy.loading import load, load_tokenizer
 from stages.errors import BadInput
 from stages.graft.blade import Injection
+from stages.graft.condition import Condition
 from stages.reading import Reading, reading
 from stages.settings import Settings
 
@@ -35,6 +37,17 @@ class Training(Settings):
     divergence: float = pydantic.Field(ge=0)
     """Weight of KL(target ‖ graft) on text, in nats a token, beside the cross-entropy in nats a token."""
     seed: int = 0
+
+
+class Conditional(Settings):
+    """The donor runs only where a probe of the target's early states says that the gate will open."""
+
+    layer: str | int | float = 4
+    """The target's block whose output is read."""
+    opens: float = pydantic.Field(default=0.5, gt=0, lt=1)
+    """The amount from which a gate counts as open."""
+    recall: float = pydantic.Field(default=0.995, gt=0, le=1)
+    """Share of the calibration prompts in which the gate opens that are to be let through before it does."""
 
 
 Layer = str | int | float
@@ -64,6 +77,8 @@ class BladeRecipe(Settings):
     mix: Literal["delta", "add"] = "delta"
     alpha: float | Literal["learned"] = 1.0
     """A learned one starts at 1 and stays between 0 and 2."""
+    condition: Conditional | None = None
+    """None for a donor that always runs."""
     training: Training | None = None
     """None where there is nothing to learn: an identity or closed gate, a fixed alpha, and no bridge."""
 
@@ -74,6 +89,8 @@ class BladeRecipe(Settings):
                 f"expected as many donor layers as layers, got {len(several(self.donor_layer))} and "
                 f"{len(several(self.layer))}; pair each layer with one of the donor's"
             )
+        if self.condition is not None and self.gate not in ("token", "channel"):
+            raise ValueError(f"a {self.gate} gate is as open at every token; drop the condition or set gate: token")
         learned = self.gate not in ("identity", "closed") or self.bridge != "identity" or self.alpha == "learned"
         if learned and self.training is None:
             raise ValueError(f"a {self.gate} gate over a {self.bridge} bridge has to learn; add a training section")
@@ -109,14 +126,17 @@ def parts(recipe: BladeRecipe, target: Path, donor: Path, dtype: torch.dtype = t
     read = reading(giving, load_tokenizer(donor), receiving, tokenizer, taken)
     torch.manual_seed(recipe.training.seed if recipe.training else 0)
     with torch.device(receiving.device):
-        made = torch.nn.ModuleList(Injection(**spec) for spec in specs)
-    return Parts(receiving, tokenizer, (read,), made, tuple({"kind": "injection", **spec} for spec in specs))
+        made = torch.nn.ModuleList(built(spec) for spec in specs)
+    return Parts(receiving, tokenizer, (read,), made, tuple(specs))
 
 
 def specified(
     recipe: BladeRecipe, receiving: PreTrainedModel, giving: PreTrainedModel
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """What each of the recipe's injections takes, and the donor's blocks whose states they take."""
+    """What a graft's configuration says of each part, and the donor's blocks whose states they take.
+
+    Injections come first, a condition last.
+    """
     depths = len(blocks(receiving)), len(blocks(giving))
     layers = [layer_index(layer, depths[0]) for layer in several(recipe.layer)]
     taken = [layer_index(layer, depths[1]) for layer in several(recipe.donor_layer)]
@@ -130,5 +150,27 @@ def specified(
         raise BadInput(f"Expected layers that differ, got {layers} of the target's {depths[0]}; name each once.")
     shape = {"gate": recipe.gate, "bridge": recipe.bridge, "mix": recipe.mix, "alpha": recipe.alpha}
     width = {"donor_width": widths[0], "target_width": widths[1]}
-    specs = [{**shape, **width, "layer": layer, "donor": 0, "taken": place} for place, layer in enumerate(layers)]
+    specs: list[dict[str, Any]] = [
+        {"kind": "injection", **shape, **width, "layer": layer, "donor": 0, "taken": place}
+        for place, layer in enumerate(layers)
+    ]
+    if recipe.condition is not None:
+        early = layer_index(recipe.condition.layer, depths[0])
+        if early >= min(layers):
+            raise BadInput(
+                f"Expected a condition before the injection at layer {min(layers)}, got one at layer {early}; "
+                "set condition.layer to an earlier one."
+            )
+        specs.append({"kind": "condition", "donor": 0, "layer": early, "width": widths[1]})
     return specs, taken
+
+
+def built(spec: dict[str, Any]) -> Injection | Condition:
+    """A fresh part as `specified` describes it."""
+    given = {key: value for key, value in spec.items() if key != "kind"}
+    return Condition(**given) if spec["kind"] == "condition" else Injection(**given)
+
+
+def changing(parts: Iterable[torch.nn.Module]) -> list[Any]:
+    """The parts that change what the target computes: all but conditions."""
+    return [part for part in parts if not isinstance(part, Condition)]

@@ -10,10 +10,9 @@ from safetensors.torch import load_file
 
 from stages.anatomy.loading import load, load_tokenizer
 from stages.errors import BadInput
-from stages.graft.blade import Injection
 from stages.graft.shared import Shared
 from stages.reading import reading
-from stages.recipes.blade import BladeRecipe, Parts, Training, specified
+from stages.recipes.blade import BladeRecipe, Parts, Training, built, specified
 from stages.settings import Settings, parse
 from stages.storage import read_json
 
@@ -61,6 +60,11 @@ def together(
     for name, donor, each in zip(recipe.blades, recipe.donors, told, strict=True):
         if each.donor != donor:
             raise BadInput(f"Expected blade {name!r} to have the donor {donor!r}, got {each.donor!r}; name that one.")
+        if each.condition is not None and recipe.donors.count(donor) > 1:
+            raise BadInput(
+                f"Expected a donor of its own for the conditional blade {name!r}, got {donor!r} for several; drop the "
+                "condition or the other blade."
+            )
     receiving, tokenizer = load(target), load_tokenizer(target)
     specs: list[dict] = []
     readings = []
@@ -71,33 +75,35 @@ def together(
         for i in members:
             made, more = specified(told[i], receiving, giving)
             place = {"donor": len(readings)}
-            specs += [spec | place | {"taken": len(taken) + spec["taken"], "blade": i} for spec in made]
+            for spec in made:
+                behind = {"taken": len(taken) + spec["taken"]} if "taken" in spec else {}
+                specs.append(spec | place | behind | {"blade": i})
             taken += more
         readings.append(reading(giving, load_tokenizer(path), receiving, tokenizer, taken))
     specs.sort(key=lambda spec: spec["blade"])
     owners = [spec.pop("blade") for spec in specs]
     with torch.device(receiving.device):
-        single = torch.nn.ModuleList(Injection(**spec) for spec in specs)
+        made = torch.nn.ModuleList(built(spec) for spec in specs)
     for i, path in enumerate(blades):
-        mine = torch.nn.ModuleList(part for part, owner in zip(single, owners, strict=True) if owner == i)
+        mine = torch.nn.ModuleList(part for part, owner in zip(made, owners, strict=True) if owner == i)
         mine.load_state_dict(load_file(path / "gate.safetensors"))
+    gates = [place for place, spec in enumerate(specs) if spec["kind"] == "injection"]
+    owners = [owners[place] for place in gates]
     if recipe.gate == "shared":
-        specs, made = _under_one_gate(recipe, told, specs, single)
+        spec, shared = _under_one_gate(recipe, [specs[place] for place in gates], [made[place] for place in gates])
+        rest = [place for place in range(len(specs)) if place not in gates]
+        specs, made = [spec, *(specs[i] for i in rest)], torch.nn.ModuleList([shared, *(made[i] for i in rest)])
     elif recipe.gate == "closed":
-        specs = [spec | {"gate": "closed"} for spec in specs]
-        made = torch.nn.ModuleList(Injection(**spec) for spec in specs).to(receiving.device)
-        for closed, trained in zip(made, single, strict=True):
-            closed.bridge.load_state_dict(trained.bridge.state_dict())
-    else:
-        made = single
-    kind = "shared" if recipe.gate == "shared" else "injection"
-    parts = Parts(receiving, tokenizer, tuple(readings), made, tuple({"kind": kind, **spec} for spec in specs))
-    return parts, owners
+        specs = [specs[place] | {"gate": "closed"} for place in gates]
+        trained, made = made, torch.nn.ModuleList(built(spec) for spec in specs).to(receiving.device)
+        for part, place in zip(made, gates, strict=True):
+            part.bridge.load_state_dict(trained[place].bridge.state_dict())
+    return Parts(receiving, tokenizer, tuple(readings), made, tuple(specs)), owners
 
 
 def _under_one_gate(
-    recipe: TogetherRecipe, told: Sequence[BladeRecipe], specs: list[dict], single: torch.nn.ModuleList
-) -> tuple[list[dict], torch.nn.ModuleList]:
+    recipe: TogetherRecipe, specs: Sequence[dict], single: Sequence[torch.nn.Module]
+) -> tuple[dict, Shared]:
     """A shared gate that starts from the token gates of single blades, which it equals where one alone opens."""
     for key, wanted in (("gate", "token"), ("layer", specs[0]["layer"]), ("mix", specs[0]["mix"]), ("alpha", 1.0)):
         got = sorted({str(spec[key]) for spec in specs})
@@ -106,15 +112,12 @@ def _under_one_gate(
                 f"Blades under one gate must all have {key} {wanted}, got {', '.join(got)} among "
                 f"{', '.join(recipe.blades)}; set gate: stacked, or train them so."
             )
-    if len(specs) != len(told):
-        raise BadInput(
-            "Blades under one gate must change one layer each, got one that changes several; set gate: stacked."
-        )
     keys = ("donor", "taken", "bridge", "donor_width")
-    spec = {key: specs[0][key] for key in ("mix", "alpha", "target_width", "layer")}
+    spec = {"kind": "shared"} | {key: specs[0][key] for key in ("mix", "alpha", "target_width", "layer")}
     spec["sources"] = [{key: each[key] for key in keys} for each in specs]
-    shared = Shared(**spec).to(next(single.parameters()).device)
+    shared = Shared(**{key: value for key, value in spec.items() if key != "kind"})
+    shared.to(next(single[0].parameters()).device)
     for place, blade in enumerate(single):
         shared.bridges[place].load_state_dict(blade.bridge.state_dict())
         shared.gate.reads[place].load_state_dict(blade.gate.read.state_dict())
-    return [spec], torch.nn.ModuleList([shared])
+    return spec, shared
