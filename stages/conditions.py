@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import layer_norm, softplus
 
-from stages.errors import BadInput
+from stages.blades import Kept
 from stages.graft.condition import Condition
 from stages.openings import openings
-from stages.recipes.blade import Conditional, Parts
-from stages.train_gates import Kept
+from stages.recipes.blade import Parts
 
 STEPS, RATE, DECAY = 300, 0.01, 1e-3
 
@@ -42,37 +41,40 @@ def fit(condition: Condition, seen: Evidence, calibration: Evidence, recall: flo
     w: logistic regression where a text counts by its greatest evidence, as the condition decides, and where each token
     of a text that stays closed counts too, since there are few such texts. b: the greatest threshold that lets the
     asked share of the calibration's opened texts through before the gate opens; where the closed texts' greatest
-    evidence lies below it, half way between. Raises BadInput where the gate opens in no text, or in all.
+    evidence lies below it, half way between. A gate that opens in every text leaves the donor running always, and one
+    that opens in none never.
     """
-    for name, texts in (("opens", seen.opened), ("stays shut", seen.closed), ("opens", calibration.opened)):
-        if not texts:
-            which = "a calibration prompt" if texts is calibration.opened else "a training prompt or text"
-            raise BadInput(f"Expected {which} in which the gate {name}, got none; drop the condition or train longer.")
-    condition.read.weight.data.zero_()
-    condition.read.bias.data.zero_()
     weight, bias = condition.read.weight, condition.read.bias
-    optimizer = torch.optim.Adam([weight, bias], lr=RATE)
-    with torch.enable_grad():
-        for _ in range(STEPS):
-            optimizer.zero_grad(set_to_none=True)
-            shut = torch.cat(seen.closed) @ weight[0] + bias
-            loss = softplus(-_greatest(seen.opened, weight, bias)).mean() + softplus(shut).mean()
-            loss = loss + softplus(_greatest(seen.closed, weight, bias)).mean() + DECAY * weight.square().sum()
-            loss.backward()
-            optimizer.step()
     with torch.no_grad():
-        weight.copy_(weight.to(torch.bfloat16))
-        low, high = (_greatest(texts, weight, bias) for texts in (seen.closed, calibration.opened))
-        kept = high.sort().values[int((1 - recall) * len(high) + 1e-9)]
-        threshold = torch.minimum(kept, (kept + low.max()) / 2)
-        bias.copy_(_rounded_up(bias - threshold))
+        weight.zero_()
+        bias.fill_(1.0 if seen.opened else -1.0)
+    if seen.opened and seen.closed:
+        _learn(weight, bias, seen)
+        with torch.no_grad():
+            weight.copy_(weight.to(torch.bfloat16))
+            wanted = _greatest(calibration.opened or seen.opened, weight, bias).sort().values
+            threshold = wanted[int((1 - recall) * len(wanted) + 1e-9)]
+            threshold = torch.minimum(threshold, (threshold + _greatest(seen.closed, weight, bias).max()) / 2)
+            bias.copy_(_rounded_up(bias - threshold))
+    with torch.no_grad():
         return {
-            "recall": _share(_greatest(calibration.opened, weight, bias)),
-            "calibration_opened": float(len(calibration.opened)),
-            "opened_in_training": float(len(seen.opened)),
-            "closed_in_training": float(len(seen.closed)),
-            "closed_let_through": _share(_greatest(seen.closed, weight, bias)),
+            "recall": _share(calibration.opened, weight, bias),
+            "calibration_opened": len(calibration.opened),
+            "opened": len(seen.opened),
+            "closed": len(seen.closed),
+            "closed_let_through": _share(seen.closed, weight, bias),
         }
+
+
+def _learn(weight: torch.nn.Parameter, bias: torch.nn.Parameter, seen: Evidence) -> None:
+    optimizer = torch.optim.Adam([weight, bias], lr=RATE)
+    for _ in range(STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        shut = torch.cat(seen.closed) @ weight[0] + bias
+        loss = softplus(-_greatest(seen.opened, weight, bias)).mean() + softplus(shut).mean()
+        loss = loss + softplus(_greatest(seen.closed, weight, bias)).mean() + DECAY * weight.square().sum()
+        loss.backward()
+        optimizer.step()
 
 
 def _greatest(texts: Sequence[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -81,8 +83,9 @@ def _greatest(texts: Sequence[torch.Tensor], weight: torch.Tensor, bias: torch.T
     return torch.stack([each.amax() for each in every.split([len(text) for text in texts])])
 
 
-def _share(evidence: torch.Tensor) -> float:
-    return (evidence > 0).float().mean().item()
+def _share(texts: Sequence[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor) -> float | None:
+    """Of the texts, how many are let through; None without texts."""
+    return int((_greatest(texts, weight, bias) > 0).sum()) / len(texts) if texts else None
 
 
 def _rounded_up(value: torch.Tensor) -> torch.Tensor:

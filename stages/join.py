@@ -9,16 +9,15 @@ from pathlib import Path
 
 import torch
 
-from stages.anatomy.encoding import encode
 from stages.assembly import write_graft
+from stages.blades import Kept, asked, keep, learning, told
 from stages.command import run
-from stages.items import PROMPT, TEXT, read_items
 from stages.making import curve, write_making
 from stages.openings import openings
 from stages.recipes.blade import Parts
 from stages.recipes.together import TogetherRecipe, together
 from stages.settings import read
-from stages.train_gates import Kept, keep, train
+from stages.training import train
 
 READ = 64
 """Prompts of each domain on which the openings of gates that do not learn are read."""
@@ -36,11 +35,11 @@ def repeated(parts: Parts) -> int:
 
 
 def opened(
-    parts: Parts, owners: Sequence[int], recipe: TogetherRecipe, asked: Sequence[Sequence[Kept]]
+    parts: Parts, owners: Sequence[int], recipe: TogetherRecipe, prompts: Sequence[Sequence[Kept]]
 ) -> dict[str, float]:
     """For each blade and folder of prompts, the mean over prompts of the farthest that the blade opens in one."""
     figures = {}
-    for folder, kept in zip(recipe.prompts, asked, strict=True):
+    for folder, kept in zip(recipe.prompts, prompts, strict=True):
         farthest = torch.stack([each.amax(dim=0) for each in openings(parts, kept)])  # [prompts, gates]
         for i, name in enumerate(recipe.blades):
             mine = farthest[:, [gate for gate, owner in enumerate(owners) if owner == i]]
@@ -49,28 +48,24 @@ def opened(
 
 
 def main(variant: str, target: Path, blade: list[Path], donor: list[Path], capability: list[Path], text: Path,
-         out: Path, making: Path, params: Path = Path("params.yaml")) -> None:  # fmt: skip
-    """Build the graft of the variant that params.yaml describes under `together`.
+         out: Path, making: Path, params: Path = Path("params.yaml"), section: str = "together") -> None:  # fmt: skip
+    """Build the graft of the variant that params.yaml describes under `section`.
 
     `blade`, `donor` and `capability` are given once for each blade, in the recipe's order.
     """
-    recipe = read(params, f"together.{variant}", TogetherRecipe)
+    recipe = read(params, f"{section}.{variant}", TogetherRecipe)
     made, owners = together(recipe, target, donor, blade)
     count = recipe.training.prompts if recipe.training else READ
-    asked = []
-    for path in capability:
-        rows = [(row["prompt"], row["answer"]) for row in read_items(path, PROMPT, count)]
-        asked.append(keep(made, [(e.ids, e.start) for e in encode(made.tokenizer, rows)], predictions=False))
+    prompts = [keep(made, asked(made.tokenizer, path, count), predictions=False) for path in capability]
     curves = {}
     if recipe.training is not None:
-        told = [(tuple(made.tokenizer(row["text"]).input_ids), 1) for row in read_items(text, TEXT)]
-        items = [each for domain in asked for each in domain]
-        steps = train(made, recipe.training, items, keep(made, told, predictions=True))
+        items = [each for domain in prompts for each in domain]
+        steps = train(learning(made), recipe.training, items, keep(made, told(made.tokenizer, text), predictions=True))
         curves = {
             title: curve("step", "nats a token", [(row["step"], row[key]) for row in steps])
             for title, key in (("Cross-entropy on answers", "cross_entropy"), ("Divergence on texts", "kl"))
         }
-    figures: dict[str, float | None] = dict(opened(made, owners, recipe, asked))
+    figures: dict[str, float | None] = dict(opened(made, owners, recipe, prompts))
     figures["repeated_parameters"] = repeated(made)
     moved = sum(p.numel() for each in made.readings for p in each.donor.parameters())
     added = sum(p.numel() for p in made.parts.parameters())

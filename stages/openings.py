@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from stages.anatomy.encoding import batches
+from stages.blades import Kept, logits
 from stages.graft.shared import Shared
 from stages.recipes.blade import Parts, changing
-from stages.train_gates import Kept, logits
 
 
 @torch.inference_mode()

@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from stages import join
 from stages.anatomy.encoding import encode
+from stages.blades import keep, logits
 from stages.errors import BadInput
 from stages.openings import openings
 from stages.recipes.blade import BladeRecipe, parts
 from stages.recipes.together import TogetherRecipe, together
 from stages.storage import read_json, write_json, write_jsonl
-from stages.train_gates import keep, logits
 from tests import grafts
 
 SUMS = [(f"What is {a} + {b}? Answer:", f" {a + b}.") for a, b in ((12, 30), (1, 1), (99, 1), (7, 8))]
@@ -72,7 +72,7 @@ def test_a_shared_gate_starts_where_each_blade_alone_is_itself(tmp_path, two):
     stacked, _ = together(recipe([d.name for d in donors], "stacked"), grafts.target(tmp_path), donors, blades)
     (k,) = kept(made, SUMS[:1])
     never = torch.zeros(1, len(k.ids), dtype=torch.bool)
-    d, known = [k.d[0][0][None], k.d[1][0][None]], [k.known[0][None], k.known[1][None]]
+    d, known = [k.read[0][0][None], k.read[1][0][None]], [k.known[0][None], k.known[1][None]]
     for alone in (0, 1):
         heard = [where if i == alone else never for i, where in enumerate(known)]
         single = stacked.parts[alone](k.h[None], d[alone], known[alone])
@@ -104,9 +104,9 @@ def test_openings_are_the_gates_own_amounts(tmp_path, two):
         if gate == "closed":
             assert not any(each.any() for each in told)
         elif gate == "stacked":
-            assert torch.allclose(told[2][:, :1], made.parts[0].gate(k.h, k.d[0][0]), atol=1e-5)
+            assert torch.allclose(told[2][:, :1], made.parts[0].gate(k.h, k.read[0][0]), atol=1e-5)
         else:
-            x = [b(k.d[i][0][None]) for i, b in enumerate(made.parts[0].bridges)]
+            x = [b(k.read[i][0][None]) for i, b in enumerate(made.parts[0].bridges)]
             expected = made.parts[0].gate(k.h[None], x, [where[None] for where in k.known])[0]
             assert torch.allclose(told[2], expected, atol=1e-5)
 

@@ -8,12 +8,14 @@ import yaml
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from stages import train_gates
+from stages import blades, train_gates
 from stages.anatomy.encoding import encode
+from stages.blades import keep, learning, logits
 from stages.items import read_items
 from stages.recipes.blade import Parts, Training, parts
 from stages.storage import read_json, write_jsonl
-from stages.train_gates import keep, logits, main, train
+from stages.train_gates import main
+from stages.training import train
 from tests import grafts
 from tests.families import FAMILIES
 
@@ -64,7 +66,7 @@ def test_several_layers_are_trained_as_they_run(tmp_path, family):
     given = {"layer": [3, 0, 2], "donor_layer": [2, 0, 1], "alpha": "learned"}
     made, path = grafts.built(tmp_path / "x", receiving, giving, **given)
     assert_equal_to_the_whole_graft(made, path)
-    train(made, training(steps=2, divergence=1.0), *kept(made))
+    train(learning(made), training(steps=2, divergence=1.0), *kept(made))
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in made.parts.parameters())
 
 
@@ -81,7 +83,7 @@ def test_what_is_kept_does_not_depend_on_its_company(spelt):
     for each, alone in zip(together, (keep(spelt, [s], predictions=True)[0] for s in asked), strict=True):
         assert (each.ids, each.start) == (alone.ids, alone.start)
         assert torch.allclose(each.h, alone.h, atol=1e-5)
-        assert torch.allclose(each.d[0][0], alone.d[0][0], atol=1e-5)
+        assert torch.allclose(each.read[0][0], alone.read[0][0], atol=1e-5)
         assert torch.equal(each.known[0], alone.known[0])
         assert each.final is not None and alone.final is not None
         assert torch.allclose(each.final, alone.final, atol=1e-4)
@@ -90,7 +92,7 @@ def test_what_is_kept_does_not_depend_on_its_company(spelt):
 def test_only_the_injection_changes(spelt):
     before = {n: v.clone() for m in (spelt.target, spelt.readings[0].donor) for n, v in m.state_dict().items()}
     fresh = {n: v.clone() for n, v in spelt.parts.state_dict().items()}
-    train(spelt, training(steps=5, divergence=1.0), *kept(spelt))
+    train(learning(spelt), training(steps=5, divergence=1.0), *kept(spelt))
     after = {n: v for m in (spelt.target, spelt.readings[0].donor) for n, v in m.state_dict().items()}
     assert all(torch.equal(value, before[name]) for name, value in after.items())
     assert all(p.grad is None for m in (spelt.target, spelt.readings[0].donor) for p in m.parameters())
@@ -106,7 +108,7 @@ def test_the_loss_falls_and_is_that_of_the_answers(spelt):
         return cross_entropy(logits(spelt, items)[0], wanted).item()
 
     before = loss()
-    curve = train(spelt, training(), items, texts)
+    curve = train(learning(spelt), training(), items, texts)
     assert [row["step"] for row in curve] == list(range(60))
     assert loss() < 0.5 * before
     assert curve[-1]["cross_entropy"] < 0.5 * curve[0]["cross_entropy"]
@@ -119,7 +121,7 @@ def test_the_hardest_positions_are_those_that_the_injection_moves_most(spelt):
     assert everywhere.tolist() == list(range(sum(len(k.ids) - k.start for k in texts)))
     assert torch.allclose(few, whole[chosen], atol=1e-4)
     with torch.no_grad():
-        moved = torch.cat([((spelt.parts[0](k.h[None], k.d[0][0][None], k.known[0][None])[0] - k.h).norm(dim=-1)
+        moved = torch.cat([((spelt.parts[0](k.h[None], k.read[0][0][None], k.known[0][None])[0] - k.h).norm(dim=-1)
                             / k.h.norm(dim=-1))[k.start - 1 : -1] for k in texts])  # fmt: skip
     assert sorted(chosen[:3].tolist()) == sorted(moved.topk(3).indices.tolist())
     assert len(set(chosen.tolist())) == 6
@@ -129,14 +131,14 @@ def test_the_weight_on_divergence_keeps_the_target_where_it_was(tmp_path):
     moved = []
     for weight in (0.0, 20.0):
         made = parts(grafts.recipe(bridge="linear", mix="add"), grafts.target(tmp_path), grafts.characters(tmp_path))
-        moved.append(train(made, training(divergence=weight), *kept(made))[-1]["kl"])
+        moved.append(train(learning(made), training(divergence=weight), *kept(made))[-1]["kl"])
     assert moved[1] < 0.2 * moved[0]
 
 
 def test_a_graft_that_changes_nothing_has_no_divergence(tmp_path):
     receiving = grafts.target(tmp_path)
     made = parts(grafts.recipe(layer=2, donor_layer=2), receiving, receiving)
-    curve = train(made, training(steps=2), *kept(made))
+    curve = train(learning(made), training(steps=2), *kept(made))
     assert [row["kl"] for row in curve] == pytest.approx([0, 0], abs=1e-4)
 
 
@@ -174,7 +176,7 @@ def test_a_gate_with_nothing_to_learn_is_written_without_training(files):
 
 def test_only_as_many_prompts_as_asked_for_and_no_other_file_are_read(files, monkeypatch):
     read, passed = [], []
-    monkeypatch.setattr(train_gates, "read_items", lambda path, *a: read.append(path.name) or read_items(path, *a))
+    monkeypatch.setattr(blades, "read_items", lambda path, *a: read.append(path.name) or read_items(path, *a))
     monkeypatch.setattr(
         train_gates,
         "keep",

@@ -62,7 +62,26 @@ PARAMS: dict[str, Any] = {
         },
     },
     "auto": {"chosen_blade": {"donor": "sibling", "strategy": "auto", "alpha": 0.9}},
+    "blades": {
+        "conditional_blade": {
+            "donor": "sibling", "prompts": "capability", "layer": 2, "donor_layer": 2, "gate": "token",
+            "condition": {"layer": 0, "opens": 0.4}, "training": TRAINING,
+        },
+    },
+    "together": {
+        "together": {
+            "blades": ["conditional_blade", "bridged_blade"], "donors": ["sibling", "calculator"],
+            "prompts": ["capability", "capability"], "gate": "stacked",
+        },
+    },
+    "together_four": {},
     "transplant": {"transplant": {"donor": "sibling", "select": "frontier"}},
+    "implant": {
+        "implant": {
+            "donor": "calculator", "layer": 2, "donor_layer": "n-1", "part": "self_attn", "gate": "token",
+            "bridge": "linear", "training": TRAINING,
+        },
+    },
     "evaluate": {"budget": 4096},
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},

@@ -18,9 +18,15 @@ from .call import Call
 from .condition import Condition
 from .donor import Donor, accepted
 from .heard import Heard
+from .implant import Implant
 from .shared import Shared
 
-KINDS: dict[str, type[nn.Module]] = {"injection": Injection, "shared": Shared, "condition": Condition}
+KINDS: dict[str, type[nn.Module]] = {
+    "injection": Injection,
+    "shared": Shared,
+    "condition": Condition,
+    "implant": Implant,
+}
 """The parts that a graft can have: modules with a method `attach` that takes the pass under way."""
 
 
