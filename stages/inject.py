@@ -18,10 +18,10 @@ def inject(made: Parts, gate: Path, out: Path) -> None:
     Raises BadInput when the gate was trained for another recipe.
     """
     try:
-        made.injection.load_state_dict(load_file(gate))
+        made.parts.load_state_dict(load_file(gate))
     except RuntimeError as error:
         raise BadInput(f"{gate} does not hold this recipe's gate and bridge; run `dvc repro` to train them.") from error
-    write_graft(made.target, made.tokenizer, [made.reading], [(made.injection, made.spec)], out)
+    write_graft(made.target, made.tokenizer, made.readings, list(zip(made.parts, made.specs, strict=True)), out)
 
 
 def main(variant: str, target: Path, donor: Path, gate: Path, out: Path, params: Path = Path("params.yaml"),

@@ -45,7 +45,7 @@ class Entered(Example):
     """For each donor, [tokens], where it has read something"""
 
 
-class _Kept(Call):
+class KeptCall(Call):
     """A pass in which the donors' states are those kept of the same texts."""
 
     def __init__(self, target: PreTrainedModel, ids: torch.Tensor, kept: Sequence[Entered]):
@@ -106,7 +106,7 @@ def logits(
     with contextlib.ExitStack() as stack:
         if site.layer:
             stack.enter_context(resumed(site.target, site.layer - 1, h))
-        call = stack.enter_context(_Kept(site.target, ids, kept))
+        call = stack.enter_context(KeptCall(site.target, ids, kept))
         site.part.attach(call)  # type: ignore[operator]
         return logits_at(site.target, ids, row[positions], column[positions]), positions
 

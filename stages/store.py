@@ -1,7 +1,7 @@
 """A graft without its donor: what the donor's states differ by, or features of the target's own, stored and added."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
-from stages.anatomy.encoding import encode
 from stages.anatomy.loading import load_config
 from stages.assembly import write_graft
+from stages.blades import Kept, asked, first, keep, learning, logits, told
 from stages.command import run
 from stages.errors import BadInput
 from stages.graft.stored import Features, Stored, Vector
-from stages.items import PROMPT, TEXT, read_items
 from stages.making import Curve, curve, write_making
 from stages.maths.autoencoder import Autoencoder, autoencoder
 from stages.maths.massive import massive
@@ -23,7 +22,7 @@ from stages.published import published_autoencoder, published_vector
 from stages.recipes.blade import BladeRecipe, Parts, parts
 from stages.recipes.stored import StoredRecipe, chosen, direction, scaling
 from stages.settings import read
-from stages.train_gates import Kept, keep, logits, train
+from stages.training import train
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,23 @@ class States:
     judged: list[Kept]
     """Calibration prompts with their answers"""
 
-    def answers(self, name: str) -> torch.Tensor:
-        """[rows, width], the states where the training answers' tokens are predicted: `h` or `d`."""
-        return torch.cat([getattr(k, name)[k.start - 1 : -1] for k in self.asked])
+    def answers(self, of: Callable[[Kept], torch.Tensor]) -> torch.Tensor:
+        """[rows, width], the states where the training answers' tokens are predicted: `own` or `given`."""
+        return torch.cat([of(k)[k.start - 1 : -1] for k in self.asked])
 
     def usual(self) -> torch.Tensor:
         """[rows, width], the target's states on text."""
         return ordinary([k.h for k in self.told])
+
+
+def own(kept: Kept) -> torch.Tensor:
+    """[tokens, width], the target's states."""
+    return kept.h
+
+
+def given(kept: Kept) -> torch.Tensor:
+    """[tokens, width], the donor's."""
+    return kept.read[0][0]
 
 
 def ordinary(states: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -54,21 +63,16 @@ def ordinary(states: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def states(recipe: StoredRecipe, made: Parts, capability: Path, calibration: Path, text: Path) -> States:
     """Runs both models once over the items."""
-
-    def of(path: Path, count: int) -> list[tuple[tuple[int, ...], int]]:
-        rows = read_items(path, PROMPT, count)
-        return [(e.ids, e.start) for e in encode(made.tokenizer, [(row["prompt"], row["answer"]) for row in rows])]
-
-    told = [(tuple(made.tokenizer(row["text"]).input_ids), 1) for row in read_items(text, TEXT)]
-    asked, judged = of(capability, recipe.prompts), of(calibration, recipe.calibration)
-    return States(keep(made, asked, False), keep(made, told, True), keep(made, judged, False))
+    prompts = asked(made.tokenizer, capability, recipe.prompts), asked(made.tokenizer, calibration, recipe.calibration)
+    texts = keep(made, told(made.tokenizer, text), predictions=True)
+    return States(keep(made, prompts[0], predictions=False), texts, keep(made, prompts[1], predictions=False))
 
 
 @torch.no_grad()
 def vector(recipe: StoredRecipe, seen: States, file: Path | None) -> tuple[Vector, dict[str, float]]:
     """The stored direction, and how long it is and how alike the differences are that it is the mean of."""
-    h = seen.answers("h")
-    difference = seen.answers("d") - h
+    h = seen.answers(own)
+    difference = seen.answers(given) - h
     mean = difference.mean(0)
     if file is not None:
         difference = published_vector(file, h.shape[1]).to(h)[None]
@@ -77,7 +81,7 @@ def vector(recipe: StoredRecipe, seen: States, file: Path | None) -> tuple[Vecto
         "rows": len(h),
         "length_to_states": float(made.vector.norm() / h.norm(dim=1).mean()),
         "cosine_to_mean_difference": float(cosine_similarity(made.vector, mean, dim=0)),
-        "mean_cosine_of_differences": float(cosine_similarity(seen.answers("d") - h, mean, dim=1).mean()),
+        "mean_cosine_of_differences": float(cosine_similarity(seen.answers(given) - h, mean, dim=1).mean()),
     }
 
 
@@ -88,7 +92,7 @@ def features(recipe: StoredRecipe, seen: States, file: Path | None) -> tuple[Fea
     """
     wanted = recipe.dictionary
     assert wanted is not None
-    rows = torch.cat([ordinary([k.h for k in seen.asked]), ordinary([k.d for k in seen.asked]), seen.usual()])
+    rows = torch.cat([ordinary([k.h for k in seen.asked]), ordinary([given(k) for k in seen.asked]), seen.usual()])
     if file is None:
         found: Autoencoder = autoencoder(
             rows, wanted.features, wanted.active, wanted.steps, wanted.learning_rate, recipe.seed
@@ -96,17 +100,17 @@ def features(recipe: StoredRecipe, seen: States, file: Path | None) -> tuple[Fea
     else:
         found = published_autoencoder(file, rows.shape[1], wanted.centred)
     with torch.no_grad():
-        working, usual = found.features(seen.answers("d")), found.features(seen.usual())
+        working, usual = found.features(seen.answers(given)), found.features(seen.usual())
         generator = torch.Generator().manual_seed(recipe.seed) if recipe.random else None
         picked = chosen(working, usual, wanted.chosen, generator)
-        own = found.features(seen.answers("h"))
+        working_own = found.features(seen.answers(own))
         unseen = ordinary([k.h for k in seen.judged])
         return scaling(found, picked, float(rows.norm(dim=1).max())), {
             "rows": len(rows),
             "explained_of_unseen_states": found.explained(unseen),
             "active_features": float((found.features(unseen) > 0).sum(1).float().mean()),
             "chosen_in_donor": float(working[:, picked].mean()),
-            "chosen_in_target": float(own[:, picked].mean()),
+            "chosen_in_target": float(working_own[:, picked].mean()),
             "chosen_in_text": float(usual[:, picked].mean()),
         }
 
@@ -124,9 +128,10 @@ def moved(made: Parts, texts: Sequence[Kept]) -> float:
     total, positions = 0.0, 0
     for k in texts:
         assert k.final is not None
-        own = logits(made, [k])[0].log_softmax(-1)
-        total += float(kl_div(own, k.final[k.start - 1 : -1].to(own), log_target=True, reduction="sum"))
-        positions += len(own)
+        told_now = logits(made, [k])[0].log_softmax(-1)
+        reference = k.final[k.start - 1 : -1].to(told_now)
+        total += float(kl_div(told_now, reference, log_target=True, reduction="sum"))
+        positions += len(told_now)
     return total / positions
 
 
@@ -139,16 +144,16 @@ def fit(
     """
     source, figures = (vector if recipe.source == "vector" else features)(recipe, seen, file)
     width, count = made.target.config.hidden_size, len(getattr(source, "encoder", ()))
-    spec = {"source": recipe.source, "gate": recipe.gate, "width": width, "count": count, "layer": made.layer}
+    spec = {"source": recipe.source, "gate": recipe.gate, "width": width, "count": count, "layer": first(made)}
     curves: dict[str, Curve] = {}
     torch.manual_seed(recipe.seed)
     part = Stored(alpha=0.0, **spec).to(made.target.device)
     part.source = source
-    tried = dataclasses.replace(made, injection=part)
+    tried = dataclasses.replace(made, parts=torch.nn.ModuleList([part]), specs=({"kind": "stored", **spec},))
     figures["cross_entropy_before"] = answered(tried, seen.judged)
     if recipe.training is not None:
         part.alpha = recipe.alphas[0]
-        learned = train(tried, recipe.training, seen.asked[: recipe.training.prompts], seen.told)
+        learned = train(learning(tried), recipe.training, seen.asked[: recipe.training.prompts], seen.told)
         for name, label in (("cross_entropy", "cross-entropy of answers"), ("kl", "KL to the target on text")):
             points = [(float(row["step"]), row[name]) for row in learned]
             curves[f"gate in training, {label}"] = curve("step", "nats a token", points)

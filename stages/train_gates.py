@@ -1,117 +1,74 @@
-"""Gate and bridge of an injected variant, trained on kept states: only the blocks after the injection run."""
+"""Gates and bridges of an injected variant, trained on kept states, and the condition on which its donor runs."""
 
-import functools
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from stages.anatomy.blocks import blocks
-from stages.anatomy.encoding import batches, encode, pad
-from stages.anatomy.head import logits_at
-from stages.anatomy.restart import resumed
+from stages.blades import Kept, asked, keep, learning, told
 from stages.command import run
-from stages.items import PROMPT, TEXT, read_items
+from stages.conditions import evidence, fit
+from stages.errors import BadInput
+from stages.graft.blade import Injection
+from stages.graft.condition import Condition
 from stages.making import write_making
 from stages.offline import start
-from stages.recipes.blade import BladeRecipe, Parts, Training, parts
+from stages.recipes.blade import BladeRecipe, Parts, parts
 from stages.settings import read
 from stages.storage import new_directory, write_json
-from stages.training import Example, Learning, account, chosen, places, stacked, train
-
-
-@dataclass(frozen=True)
-class Kept(Example):
-    """One text's states, without pads."""
-
-    h: torch.Tensor
-    """[tokens, width], leaving the target's block"""
-    d: torch.Tensor
-    """[tokens, donor width]"""
-    known: torch.Tensor
-    """[tokens], where the donor has read something"""
-
-
-@torch.inference_mode()
-def keep(parts: Parts, sequences: list[tuple[tuple[int, ...], int]], predictions: bool) -> list[Kept]:
-    """Runs target and donor once over `sequences` of ids and start."""
-    block = blocks(parts.target)[parts.layer]
-    kept: dict[int, Kept] = {}
-    left: list[torch.Tensor] = []
-    handle = block.register_forward_hook(lambda m, a, out: left.append(out[0] if isinstance(out, tuple) else out))
-    try:
-        for group in batches([len(ids) for ids, _ in sequences], budget=512):
-            ids = pad([sequences[i][0] for i in group], parts.target.device)
-            left.clear()
-            output = (parts.target if predictions else parts.target.base_model)(input_ids=ids, use_cache=False)
-            (d,), known = parts.reading.donor.states(ids, torch.ones_like(ids), None)
-            known = torch.ones_like(ids, dtype=torch.bool) if known is None else known
-            for row, i in enumerate(group):
-                tokens, start = sequences[i]
-                n = len(tokens)
-                final = output.logits[row, :n].log_softmax(-1).half() if predictions else None
-                kept[i] = Kept(
-                    tokens, start, final, left[0][row, :n].clone(), d[row, :n].clone(), known[row, :n].clone()
-                )
-    finally:
-        handle.remove()
-    return [kept[i] for i in range(len(sequences))]
-
-
-def logits(
-    parts: Parts, kept: list[Kept], training: Training | None = None, generator: torch.Generator | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The graft's logits [positions, vocabulary] where it predicts the tokens of `kept` that training looks at.
-
-    With `training`, at as many of these positions as it says: its share of the hardest, whose states the injection
-    moves the farthest for their length, and others drawn. Second, which these are, [positions], over all of `kept`.
-    """
-    ids = stacked([torch.tensor(k.ids, device=k.h.device) for k in kept])
-    h, d, known = (stacked([getattr(k, name) for k in kept]) for name in ("h", "d", "known"))
-    row, column = places(kept, h.device)
-    changed = parts.injection(h, d, known)
-    moved = ((changed.detach() - h).norm(dim=-1) / h.norm(dim=-1))[row, column]
-    positions = chosen(moved, training, generator)
-    with resumed(parts.target, parts.layer, changed):
-        return logits_at(parts.target, ids, row[positions], column[positions]), positions
-
-
-def learning(parts: Parts) -> Learning[Kept]:
-    """The injection as what learns."""
-    return Learning(parts.injection, functools.partial(logits, parts))
+from stages.training import account, train
 
 
 def begun(parts: Parts, kept: list[Kept], seed: int) -> dict[str, float | None]:
-    """Starts the bridge from a fit to the kept states; gives how good the fit is on some that were held out.
+    """Starts the one bridge from a fit to the kept states; gives how good the fit is on some that were held out.
 
-    The first token of a text is left out, since its state is a sink of attention.
+    The first token of a text is left out, since its state is a sink of attention. Raises BadInput for several layers.
     """
-    return start(parts.injection.bridge, [(k.d[1:][k.known[1:]], k.h[1:][k.known[1:]]) for k in kept], seed)
+    injections = [part for part in parts.parts if isinstance(part, Injection)]
+    if len(injections) != 1:
+        raise BadInput(f"Expected one layer for a fitted start, got {len(injections)}; set start: drawn.")
+    pairs = [(k.read[0][0][1:][k.known[0][1:]], k.h[1:][k.known[0][1:]]) for k in kept]
+    return start(injections[0].bridge, pairs, seed)
 
 
 def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, out: Path,
-         params: Path = Path("params.yaml"), section: str = "inject", making: Path | None = None) -> None:  # fmt: skip
-    """Train the gate and the bridge of the variant that params.yaml describes under `section`."""
+         params: Path = Path("params.yaml"), section: str = "inject", calibration: Path | None = None,
+         making: Path | None = None) -> None:  # fmt: skip
+    """Train the gates and bridges of the variant that params.yaml describes under `section`.
+
+    A condition is fitted on the same prompts and texts, and its threshold on the prompts of `calibration`. `making`
+    receives what training showed.
+    """
     recipe = read(params, f"{section}.{variant}", BladeRecipe)
-    curve, learned, figures = [], {}, {}
+    if recipe.condition is not None and calibration is None:
+        raise BadInput(f"Expected calibration prompts for the condition of {section}.{variant}, got none; "
+                       "set --calibration, or move the variant to the section `blades`.")  # fmt: skip
+    curve, learned, found, figures = [], {}, {}, {}
     made = parts(recipe, target, donor) if recipe.training is not None or making is not None else None
     if made is not None and recipe.training is not None:
-        rows = read_items(capability, PROMPT, recipe.training.prompts)
-        asked = [(e.ids, e.start) for e in encode(made.tokenizer, [(row["prompt"], row["answer"]) for row in rows])]
-        told = [(tuple(made.tokenizer(row["text"]).input_ids), 1) for row in read_items(text, TEXT)]
-        items, texts = keep(made, asked, predictions=False), keep(made, told, predictions=True)
+        prompts = asked(made.tokenizer, capability, recipe.training.prompts)
+        items, texts = keep(made, prompts, predictions=False), keep(made, told(made.tokenizer, text), predictions=True)
         if recipe.start == "fitted":
             figures = begun(made, [*items, *texts], recipe.training.seed)
         curve = train(learning(made), recipe.training, items, texts)
-        learned = {n: v.to(torch.bfloat16).contiguous().cpu() for n, v in made.injection.state_dict().items()}
+        if recipe.condition is not None and calibration is not None:
+            condition = next(part for part in made.parts if isinstance(part, Condition))
+            seen = evidence(made, [*items, *texts], recipe.condition.opens)
+            held = evidence(
+                made, keep(made, asked(made.tokenizer, calibration), predictions=False), recipe.condition.opens
+            )
+            found = {"condition": fit(condition, seen, held, recipe.condition.recall)}
+            print("condition:", ", ".join(f"{name} {value}" for name, value in found["condition"].items()), flush=True)
+        learned = {n: v.to(torch.bfloat16).contiguous().cpu() for n, v in made.parts.state_dict().items()}
     with new_directory(out) as directory:
         save_file(learned, directory / "gate.safetensors")
-        write_json(directory / "training.json", {"curve": curve, "recipe": recipe.model_dump()})
+        write_json(directory / "training.json", {"curve": curve, "recipe": recipe.model_dump(), **found})
     if made is not None and making is not None:
-        moved, added = (sum(p.numel() for p in each.parameters()) for each in (made.reading.donor, made.injection))
+        moved = sum(p.numel() for each in made.readings for p in each.donor.parameters())
+        added = sum(p.numel() for p in made.parts.parameters())
         ended, lines = account(curve)
-        write_making(making, section, [recipe.donor], recipe, moved, moved + added, figures | ended, lines)
+        figures |= ended | found.get("condition", {})
+        write_making(making, section, [recipe.donor], recipe, moved, moved + added, figures, lines)
 
 
 if __name__ == "__main__":

@@ -65,10 +65,10 @@ def recipe(**given) -> BladeRecipe:
 
 
 def stir(made: Parts, scale: float = 0.5) -> Parts:
-    """Draws the injection's weights anew, so that the gate differs from token to token."""
+    """Draws the parts' weights anew, so that the gate differs from token to token."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in made.injection.parameters():
+        for parameter in made.parts.parameters():
             drawn = torch.randn(parameter.shape, generator=generator) * scale
             parameter.copy_(drawn.to(torch.bfloat16))
     return made
@@ -80,11 +80,11 @@ def built(root: Path, receiving: Path, giving: Path, stirred: bool = True, **giv
     if stirred:
         stir(made)
     root.mkdir(parents=True, exist_ok=True)
-    gate = {name: value.to(torch.bfloat16).contiguous() for name, value in made.injection.state_dict().items()}
+    gate = {name: value.to(torch.bfloat16).contiguous() for name, value in made.parts.state_dict().items()}
     save_file(gate, root / "gate.safetensors")
     inject(made, root / "gate.safetensors", root / "graft")
     made = parts(recipe(**given), receiving, giving)  # since writing used up the first ones
-    made.injection.load_state_dict(load_file(root / "gate.safetensors"))
+    made.parts.load_state_dict(load_file(root / "gate.safetensors"))
     return made, root / "graft"
 
 

@@ -8,12 +8,13 @@ import yaml
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from stages import train_gates
+from stages import blades, train_gates
 from stages.anatomy.encoding import encode
+from stages.blades import keep, learning, logits
 from stages.items import read_items
 from stages.recipes.blade import Parts, Training, parts
 from stages.storage import read_json, write_jsonl
-from stages.train_gates import begun, keep, learning, logits, main
+from stages.train_gates import begun, main
 from stages.training import train
 from tests import grafts
 from tests.families import FAMILIES
@@ -59,6 +60,16 @@ def test_kept_states_give_the_logits_of_the_whole_graft(tmp_path, family):
     assert_equal_to_the_whole_graft(*grafts.built(tmp_path / "x", receiving, giving))
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "gemma2"])
+def test_several_layers_are_trained_as_they_run(tmp_path, family):
+    receiving, giving = grafts.target(tmp_path, family), grafts.target(tmp_path, family, seed=1)
+    given = {"layer": [3, 0, 2], "donor_layer": [2, 0, 1], "alpha": "learned"}
+    made, path = grafts.built(tmp_path / "x", receiving, giving, **given)
+    assert_equal_to_the_whole_graft(made, path)
+    train(learning(made), training(steps=2, divergence=1.0), *kept(made))
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in made.parts.parameters())
+
+
 def test_kept_states_of_another_tokenizer_give_the_logits_of_the_whole_graft(tmp_path):
     given = {"bridge": "linear", "mix": "add", "gate": "channel"}
     assert_equal_to_the_whole_graft(
@@ -72,21 +83,21 @@ def test_what_is_kept_does_not_depend_on_its_company(spelt):
     for each, alone in zip(together, (keep(spelt, [s], predictions=True)[0] for s in asked), strict=True):
         assert (each.ids, each.start) == (alone.ids, alone.start)
         assert torch.allclose(each.h, alone.h, atol=1e-5)
-        assert torch.allclose(each.d, alone.d, atol=1e-5)
-        assert torch.equal(each.known, alone.known)
+        assert torch.allclose(each.read[0][0], alone.read[0][0], atol=1e-5)
+        assert torch.equal(each.known[0], alone.known[0])
         assert each.final is not None and alone.final is not None
         assert torch.allclose(each.final, alone.final, atol=1e-4)
 
 
 def test_only_the_injection_changes(spelt):
-    before = {n: v.clone() for m in (spelt.target, spelt.reading.donor) for n, v in m.state_dict().items()}
-    fresh = {n: v.clone() for n, v in spelt.injection.state_dict().items()}
+    before = {n: v.clone() for m in (spelt.target, spelt.readings[0].donor) for n, v in m.state_dict().items()}
+    fresh = {n: v.clone() for n, v in spelt.parts.state_dict().items()}
     train(learning(spelt), training(steps=5, divergence=1.0), *kept(spelt))
-    after = {n: v for m in (spelt.target, spelt.reading.donor) for n, v in m.state_dict().items()}
+    after = {n: v for m in (spelt.target, spelt.readings[0].donor) for n, v in m.state_dict().items()}
     assert all(torch.equal(value, before[name]) for name, value in after.items())
-    assert all(p.grad is None for m in (spelt.target, spelt.reading.donor) for p in m.parameters())
-    assert not any(module._forward_hooks for m in (spelt.target, spelt.reading.donor) for module in m.modules())
-    assert any(not torch.equal(value, fresh[name]) for name, value in spelt.injection.state_dict().items())
+    assert all(p.grad is None for m in (spelt.target, spelt.readings[0].donor) for p in m.parameters())
+    assert not any(module._forward_hooks for m in (spelt.target, spelt.readings[0].donor) for module in m.modules())
+    assert any(not torch.equal(value, fresh[name]) for name, value in spelt.parts.state_dict().items())
 
 
 def test_the_loss_falls_and_is_that_of_the_answers(spelt):
@@ -110,7 +121,7 @@ def test_the_hardest_positions_are_those_that_the_injection_moves_most(spelt):
     assert everywhere.tolist() == list(range(sum(len(k.ids) - k.start for k in texts)))
     assert torch.allclose(few, whole[chosen], atol=1e-4)
     with torch.no_grad():
-        moved = torch.cat([((spelt.injection(k.h[None], k.d[None], k.known[None])[0] - k.h).norm(dim=-1)
+        moved = torch.cat([((spelt.parts[0](k.h[None], k.read[0][0][None], k.known[0][None])[0] - k.h).norm(dim=-1)
                             / k.h.norm(dim=-1))[k.start - 1 : -1] for k in texts])  # fmt: skip
     assert sorted(chosen[:3].tolist()) == sorted(moved.topk(3).indices.tolist())
     assert len(set(chosen.tolist())) == 6
@@ -145,7 +156,7 @@ def test_a_fitted_start_brings_the_donors_states_closer_to_the_targets(tmp_path)
 
     def error() -> float:
         with torch.no_grad():
-            return sum((made.injection.bridge(k.d[1:]) - k.h[1:]).square().mean().item() for k in [*items, *texts])
+            return sum((made.parts[0].bridge(k.read[0][0][1:]) - k.h[1:]).square().mean().item() for k in [*items, *texts])
 
     before, figures = error(), begun(made, [*items, *texts], 0)
     assert error() < 0.7 * before
@@ -200,7 +211,7 @@ def test_a_gate_with_nothing_to_learn_is_written_without_training(files):
 
 def test_only_as_many_prompts_as_asked_for_and_no_other_file_are_read(files, monkeypatch):
     read, passed = [], []
-    monkeypatch.setattr(train_gates, "read_items", lambda path, *a: read.append(path.name) or read_items(path, *a))
+    monkeypatch.setattr(blades, "read_items", lambda path, *a: read.append(path.name) or read_items(path, *a))
     monkeypatch.setattr(
         train_gates,
         "keep",

@@ -81,6 +81,19 @@ PARAMS: dict[str, Any] = {
         },
     },
     "auto": {"chosen_blade": {"donor": "sibling", "strategy": "auto", "alpha": 0.9}},
+    "blades": {
+        "conditional_blade": {
+            "donor": "sibling", "prompts": "capability", "layer": 2, "donor_layer": 2, "gate": "token",
+            "condition": {"layer": 0, "opens": 0.4}, "training": TRAINING,
+        },
+    },
+    "together": {
+        "together": {
+            "blades": ["conditional_blade", "bridged_blade"], "donors": ["sibling", "calculator"],
+            "prompts": ["capability", "capability"], "gate": "stacked",
+        },
+    },
+    "together_four": {},
     "transplant": {"transplant": {"donor": "sibling", "select": "frontier"}},
     "merge": {"merge": {"method": "ties", "density": 0.5, "donors": {"sibling": 1.0}}},
     "adapt": {"adapter": {"donors": {"sibling": 0.5}, "rank": 2}},

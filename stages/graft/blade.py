@@ -12,7 +12,7 @@ class Injection(nn.Module):
     """h ← h + α · g(h, B d) ⊙ (B d − m · h), with m = 1 for the mix `delta` and 0 for `add`.
 
     d is the donor's state for the same text, B the bridge, g the gate. `add` with an identity gate is the formula of
-    the literature.
+    the literature. A learned α is 2 σ(a) with a = 0 at the start: it stays between 0 and 2 whatever training does.
     """
 
     def __init__(
@@ -20,7 +20,7 @@ class Injection(nn.Module):
         gate: str,
         bridge: str,
         mix: str,
-        alpha: float,
+        alpha: float | str,
         donor_width: int,
         target_width: int,
         layer: int = 0,
@@ -31,9 +31,12 @@ class Injection(nn.Module):
         super().__init__()
         if mix not in ("delta", "add"):
             raise ValueError(f"Expected mix delta or add, got {mix!r}; name one of these.")
+        if isinstance(alpha, str) and alpha != "learned":
+            raise ValueError(f"Expected alpha to be a number or learned, got {alpha!r}; give one of these.")
         self.gate = Gate(gate, target_width)
         self.bridge = Bridge(bridge, donor_width, target_width, bridges)
-        self.mix, self.alpha = mix, alpha
+        self.mix = mix
+        self.alpha = nn.Parameter(torch.zeros(1)) if isinstance(alpha, str) else alpha
         self.layer, self.donor, self.taken = layer, donor, taken  # the target's block, and whose states it takes
 
     def forward(self, h: torch.Tensor, d: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
@@ -45,11 +48,12 @@ class Injection(nn.Module):
         change = self.gate(h, x) * (x - h if self.mix == "delta" else x)
         if known is not None:
             change = change * known[..., None].to(change.dtype)
-        return h + self.alpha * change
+        return h + (2 * self.alpha.sigmoid() if isinstance(self.alpha, nn.Parameter) else self.alpha) * change
+
+    def change(self, call: Call, h: torch.Tensor) -> torch.Tensor:
+        """New states for the target's `h` [batch, new tokens, width]; a closed gate lets the donor rest."""
+        return h if self.gate.kind == "closed" else self(h, *call.states(self.donor, self.taken))
 
     def attach(self, call: Call) -> None:
-        """Takes hold of the target's block for one pass; a closed gate lets the donor rest."""
-        if self.gate.kind == "closed":
-            call.after(call.block(self.layer), lambda h: h)
-        else:
-            call.after(call.block(self.layer), lambda h: self(h, *call.states(self.donor, self.taken)))
+        """Takes hold of the target's block for one pass."""
+        call.after(call.block(self.layer), lambda h: self.change(call, h))

@@ -14,7 +14,7 @@ class Call:
     """The new tokens, the donors' states for them, and the hooks by which parts change what the target computes.
 
     Used as a context; at its end every hook is gone, and one that did not fire once is an error. A donor runs when a
-    part first asks for its states, and not at all in a pass where none does.
+    part first asks for its states, and not at all in a pass where none does, or where a limit leaves it nothing to say.
     """
 
     def __init__(
@@ -30,6 +30,8 @@ class Call:
         self.input_ids, self.mask = input_ids, mask  # [batch, new tokens], [batch, tokens so far and new]
         self._memories = memories
         self._read: dict[int, tuple[tuple[torch.Tensor, ...], torch.Tensor | None]] = {}
+        self._limits: dict[int, torch.Tensor] = {}
+        self._ran: set[int] = set()
         self._handles: list = []
         self._fired: list[list] = []  # module and count
 
@@ -44,12 +46,20 @@ class Call:
     def states(self, donor: int, taken: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
         """States [batch, new tokens, donor width] from the block that stands at `taken` in the donor's list of those.
 
-        Second, [batch, new tokens], where the donor has read something; None where it always has.
+        Second, [batch, new tokens], where it is to be heard: where it has read something, within its limit; None for
+        everywhere.
         """
         if donor not in self._read:
             self._read[donor] = self._run(donor)
         states, known = self._read[donor]
         return states[taken], known
+
+    def limit(self, donor: int, opened: torch.Tensor) -> None:
+        """In this pass the donor is heard at the new tokens where `opened` [batch, new tokens] alone.
+
+        To be told before a part asks for the donor's states; once open, a row stays so.
+        """
+        self._limits[donor] = opened
 
     def before(self, module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """In this pass `module` takes in the changed states."""
@@ -88,9 +98,22 @@ class Call:
     def _run(self, number: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
         donor, heard, ids = self.donors[number], self.memory(f"donor {number}"), self.input_ids
         assert isinstance(donor, Donor)
-        states, known = donor.states(ids if heard is None else heard.due(ids), self.mask, heard)
-        new = ids.shape[1]
-        return tuple(s[:, -new:] for s in states), None if known is None else known[:, -new:]
+        new, limit = ids.shape[1], self._limits.get(number)
+        rows = None if limit is None else limit[:, -1]
+        if rows is not None and not rows.any():
+            like = next(donor.parameters())
+            return (like.new_zeros(*ids.shape, donor.donor.config.hidden_size),) * len(donor.taken), limit
+        self._ran.add(number)
+        if heard is None and rows is not None:  # with a cache all rows are read, since its rows go on together
+            states, known = donor.states(ids[rows], self.mask[rows], None)
+            states = tuple(_among(each, rows) for each in states)
+            known = None if known is None else _among(known, rows)
+        else:
+            states, known = donor.states(ids if heard is None else heard.due(ids), self.mask, heard)
+            states, known = tuple(s[:, -new:] for s in states), None if known is None else known[:, -new:]
+        if limit is not None:
+            known = limit if known is None else known & limit
+        return states, known
 
     def __enter__(self):
         return self
@@ -106,5 +129,12 @@ class Call:
                 raise RuntimeError(f"{name} of the target ran {count} times in one pass, expected once.")
         for number in range(len(self.donors)):
             heard = self.memory(f"donor {number}")
-            if number not in self._read and heard is not None:
+            if number not in self._ran and heard is not None:
                 heard.put_off(self.input_ids)
+
+
+def _among(some: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Rows [open rows, ...] where `rows` [batch] is True, zeros elsewhere."""
+    every = some.new_zeros(len(rows), *some.shape[1:])
+    every[rows] = some
+    return every

@@ -13,6 +13,9 @@ class Heard:
         self.last: torch.Tensor | None = None  # [batch, donor width], state at each row's last real token
         self.any: torch.Tensor | None = None  # [batch], whether a row has one
         self.unread: torch.Tensor | None = None  # [batch, target tokens]
+        self.opened: torch.Tensor | None = (
+            None  # [batch, target tokens so far], where a condition lets a donor be heard
+        )
 
     def put_off(self, input_ids: torch.Tensor) -> None:
         """Keeps new target tokens [batch, tokens] to be read when the donor is next asked."""
@@ -47,9 +50,11 @@ class Heard:
             waiting = self.unread.shape[1]
             self.unread = self.unread[:, :tokens_to_remove] if -tokens_to_remove < waiting else None
             tokens_to_remove = min(0, tokens_to_remove + waiting)
+        if self.opened is not None and tokens_to_remove:
+            self.opened = self.opened[:, :tokens_to_remove]
         self.cache.crop(tokens_to_remove)
 
     def _apply(self, change) -> None:
-        for name in ("mask", "last", "any", "unread"):
+        for name in ("mask", "last", "any", "unread", "opened"):
             if getattr(self, name) is not None:
                 setattr(self, name, change(getattr(self, name)))

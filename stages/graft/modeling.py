@@ -15,18 +15,22 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .blade import Injection
 from .call import Call
+from .condition import Condition
 from .donor import Donor, accepted
 from .fusion import Fusion
 from .heard import Heard
 from .implant import Implant
 from .router import RouterBias
+from .shared import Shared
 from .stored import Stored
 
 KINDS: dict[str, type[nn.Module]] = {
+    "condition": Condition,
     "fusion": Fusion,
     "implant": Implant,
     "injection": Injection,
     "router": RouterBias,
+    "shared": Shared,
     "stored": Stored,
 }
 """The parts that a graft can have: modules with a method `attach` that takes the pass under way."""

@@ -65,13 +65,15 @@ class Stored(nn.Module):
         self.gate = Gate(gate, width)
         self.alpha, self.layer = alpha, layer
 
-    def forward(
-        self, h: torch.Tensor, d: torch.Tensor | None = None, known: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """New states [batch, tokens, width] from the target's `h`; `d` and `known`, a donor's, count for nothing."""
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """New states [batch, tokens, width] from the target's `h`."""
         x = self.source(h)
         return h + self.alpha * self.gate(h, x) * x
 
+    def change(self, call: Call, h: torch.Tensor) -> torch.Tensor:
+        """New states for the target's `h` [batch, new tokens, width]."""
+        return h if self.gate.kind == "closed" else self(h)
+
     def attach(self, call: Call) -> None:
         """Takes hold of the target's block for one pass."""
-        call.after(call.block(self.layer), (lambda h: h) if self.gate.kind == "closed" else self)
+        call.after(call.block(self.layer), lambda h: self.change(call, h))

@@ -1,5 +1,6 @@
 """A donor's hidden states injected into the running target: the recipe, and the parts that gates are trained on."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from stages.anatomy.blocks import blocks, layer_index
 from stages.anatomy.loading import load, load_tokenizer
 from stages.errors import BadInput
 from stages.graft.blade import Injection
+from stages.graft.condition import Condition
 from stages.reading import Reading, reading
 from stages.settings import Settings
 
@@ -37,17 +39,39 @@ class Training(Settings):
     seed: int = 0
 
 
+class Conditional(Settings):
+    """The donor runs only where a probe of the target's early states says that the gate will open."""
+
+    layer: str | int | float = 4
+    """The target's block whose output is read."""
+    opens: float = pydantic.Field(default=0.5, gt=0, lt=1)
+    """The amount from which a gate counts as open."""
+    recall: float = pydantic.Field(default=0.995, gt=0, le=1)
+    """Share of the calibration prompts in which the gate opens that are to be let through before it does."""
+
+
+Layer = str | int | float
+
+
+def several(layer: Layer | tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """A layer, or layers, as a tuple."""
+    return layer if isinstance(layer, tuple) else (layer,)
+
+
 class BladeRecipe(Settings):
-    """A variant's section under `inject`."""
+    """A variant's section under `inject` or `blades`."""
 
     donor: str
     """The donor's name."""
     control_for: str | None = None
     """The variant that this one is a control for: made to fail."""
-    layer: str | int | float
-    """The target's block whose output is changed: an index, `n-4`, or a depth such as 0.875."""
-    donor_layer: str | int | float
-    """The donor's block whose output is taken; blocks after it are cut off."""
+    prompts: str = "capability"
+    """The folder of data/prompts that it learns on; to be named under `blades`, where domains differ."""
+    layer: Layer | tuple[Layer, ...]
+    """The target's block whose output is changed: an index, `n-4`, or a depth such as 0.875; or several, each with a
+    gate and a bridge of its own."""
+    donor_layer: Layer | tuple[Layer, ...]
+    """The donor's block whose output is taken, or one for each `layer`; blocks after the last are cut off."""
     gate: Literal["identity", "closed", "scalar", "sigmoid", "linear", "softmax", "token", "channel"]
     bridge: Literal["identity", "linear", "residual", "mixture"] = "identity"
     bridges: int = pydantic.Field(default=1, ge=1)
@@ -56,13 +80,23 @@ class BladeRecipe(Settings):
     """Whether a linear bridge, or a mixture, begins with random maps or with those that bring the donor's states
     closest to the target's, in closed form."""
     mix: Literal["delta", "add"] = "delta"
-    alpha: float = 1.0
+    alpha: float | Literal["learned"] = 1.0
+    """A learned one starts at 1 and stays between 0 and 2."""
+    condition: Conditional | None = None
+    """None for a donor that always runs."""
     training: Training | None = None
-    """None where there is nothing to learn: an identity or closed gate, and no bridge."""
+    """None where there is nothing to learn: an identity or closed gate, a fixed alpha, and no bridge."""
 
     @pydantic.model_validator(mode="after")
     def _learns(self):
-        learned = self.gate not in ("identity", "closed") or self.bridge != "identity"
+        if len(several(self.layer)) != len(several(self.donor_layer)):
+            raise ValueError(
+                f"expected as many donor layers as layers, got {len(several(self.donor_layer))} and "
+                f"{len(several(self.layer))}; pair each layer with one of the donor's"
+            )
+        if self.condition is not None and self.gate not in ("token", "channel"):
+            raise ValueError(f"a {self.gate} gate is as open at every token; drop the condition or set gate: token")
+        learned = self.gate not in ("identity", "closed") or self.bridge != "identity" or self.alpha == "learned"
         if learned and self.training is None:
             raise ValueError(f"a {self.gate} gate over a {self.bridge} bridge has to learn; add a training section")
         if not learned and self.training is not None:
@@ -79,44 +113,75 @@ class BladeRecipe(Settings):
 
 @dataclass(frozen=True)
 class Parts:
-    """What a blade is made of, before it is one model."""
+    """What a graft is made of, before it is one model."""
 
     target: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    layer: int
-    reading: Reading
-    injection: Injection
-    spec: dict[str, Any]
-    """What the graft's configuration says of the injection."""
+    readings: tuple[Reading, ...]
+    """The donors, in the order in which the parts count them."""
+    parts: torch.nn.ModuleList
+    """In float32."""
+    specs: tuple[dict[str, Any], ...]
+    """What the graft's configuration says of each part: `kind`, and what its class takes."""
 
 
 def parts(recipe: BladeRecipe, target: Path, donor: Path, dtype: torch.dtype = torch.float32) -> Parts:
-    """Loads target and donor in `dtype`, cuts the donor, and makes a fresh injection in float32.
+    """Loads target and donor in `dtype`, cuts the donor, and makes fresh injections in float32.
 
     Raises BadInput when a layer does not exist, or the widths differ and no bridge is named.
     """
     receiving, giving = load(target, dtype), load(donor, dtype)
-    layer = layer_index(recipe.layer, len(blocks(receiving)))
-    donor_layer = layer_index(recipe.donor_layer, len(blocks(giving)))
+    tokenizer = load_tokenizer(target)
+    specs, taken = specified(recipe, receiving, giving)
+    read = reading(giving, load_tokenizer(donor), receiving, tokenizer, taken)
+    torch.manual_seed(recipe.training.seed if recipe.training else 0)
+    with torch.device(receiving.device):
+        made = torch.nn.ModuleList(built(spec) for spec in specs)
+    return Parts(receiving, tokenizer, (read,), made, tuple(specs))
+
+
+def specified(
+    recipe: BladeRecipe, receiving: PreTrainedModel, giving: PreTrainedModel
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """What a graft's configuration says of each part, and the donor's blocks whose states they take.
+
+    Injections come first, a condition last.
+    """
+    depths = len(blocks(receiving)), len(blocks(giving))
+    layers = [layer_index(layer, depths[0]) for layer in several(recipe.layer)]
+    taken = [layer_index(layer, depths[1]) for layer in several(recipe.donor_layer)]
     widths = giving.config.hidden_size, receiving.config.hidden_size
     if recipe.bridge not in ("linear", "mixture") and widths[0] != widths[1]:
         raise BadInput(
             f"Donor {recipe.donor!r} has width {widths[0]} and the target {widths[1]}; expected equal widths "
             "or a bridge: set bridge: linear."
         )
-    tokenizer = load_tokenizer(target)
-    spec = {
-        "gate": recipe.gate,
-        "bridge": recipe.bridge,
-        "mix": recipe.mix,
-        "alpha": recipe.alpha,
-        "donor_width": widths[0],
-        "target_width": widths[1],
-        "layer": layer,
-        "bridges": recipe.bridges,
-    }
-    with torch.device(receiving.device):
-        torch.manual_seed(recipe.training.seed if recipe.training else 0)
-        injection = Injection(**spec)
-    read = reading(giving, load_tokenizer(donor), receiving, tokenizer, [donor_layer])
-    return Parts(receiving, tokenizer, layer, read, injection, {"kind": "injection", **spec})
+    if len(set(layers)) != len(layers):
+        raise BadInput(f"Expected layers that differ, got {layers} of the target's {depths[0]}; name each once.")
+    shape = {"gate": recipe.gate, "bridge": recipe.bridge, "mix": recipe.mix, "alpha": recipe.alpha}
+    shape["bridges"] = recipe.bridges
+    width = {"donor_width": widths[0], "target_width": widths[1]}
+    specs: list[dict[str, Any]] = [
+        {"kind": "injection", **shape, **width, "layer": layer, "donor": 0, "taken": place}
+        for place, layer in enumerate(layers)
+    ]
+    if recipe.condition is not None:
+        early = layer_index(recipe.condition.layer, depths[0])
+        if early >= min(layers):
+            raise BadInput(
+                f"Expected a condition before the injection at layer {min(layers)}, got one at layer {early}; "
+                "set condition.layer to an earlier one."
+            )
+        specs.append({"kind": "condition", "donor": 0, "layer": early, "width": widths[1]})
+    return specs, taken
+
+
+def built(spec: dict[str, Any]) -> Injection | Condition:
+    """A fresh part as `specified` describes it."""
+    given = {key: value for key, value in spec.items() if key != "kind"}
+    return Condition(**given) if spec["kind"] == "condition" else Injection(**given)
+
+
+def changing(parts: Iterable[torch.nn.Module]) -> list[Any]:
+    """The parts that change what the target computes: all but conditions."""
+    return [part for part in parts if not isinstance(part, Condition)]

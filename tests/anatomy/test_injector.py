@@ -259,7 +259,7 @@ def test_a_blade_is_what_a_graft_makes_of_it(tmp_path):
     receiving, giving = grafts.target(tmp_path), grafts.target(tmp_path, seed=1)
     made, path = grafts.built(tmp_path / "x", receiving, giving)
     model, ids = load(receiving), torch.tensor(TEXTS[:1])
-    with LayerInjector(model).blade("layers.2", made.reading.donor, made.injection), torch.no_grad():
+    with LayerInjector(model).blade("layers.2", made.readings[0].donor, made.parts[0]), torch.no_grad():
         told = logits(model, ids)
     torch.testing.assert_close(told, logits(grafts.loaded(path), ids), atol=1e-4, rtol=1e-4)
 

@@ -20,7 +20,7 @@ def states(seed: int, width: int = 16) -> torch.Tensor:
     return torch.randn(2, 5, width, generator=torch.Generator().manual_seed(seed))
 
 
-def injection(gate: str, mix: str, alpha: float, bridge: str = "identity", width: int = 16) -> Injection:
+def injection(gate: str, mix: str, alpha: float | str, bridge: str = "identity", width: int = 16) -> Injection:
     made = Injection(gate, bridge, mix, alpha, width, 16)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -53,6 +53,19 @@ def test_where_the_donor_has_read_nothing_the_state_stays_bit_for_bit():
     assert (changed[known] != h[known]).any(-1).all()
 
 
+def test_a_learned_alpha_starts_at_one_and_stays_finite():
+    learned, fixed = injection("identity", "add", "learned"), injection("identity", "add", 1.0)
+    with torch.no_grad():
+        learned.alpha.zero_()
+    assert torch.allclose(learned(states(0), states(1)), fixed(states(0), states(1)))
+    for value, amount in ((1e6, 2.0), (-1e6, 0.0)):
+        with torch.no_grad():
+            learned.alpha.fill_(value)
+        assert torch.allclose(learned(states(0), states(1)), states(0) + amount * states(1))
+    with pytest.raises(ValueError, match="a number or learned, got 'learnt'"):
+        injection("identity", "add", "learnt")
+
+
 def test_an_unknown_mix_is_refused_with_the_valid_ones():
     with pytest.raises(ValueError, match="delta or add, got 'blend'"):
         Injection("token", "identity", "blend", 1.0, 16, 16)
@@ -63,13 +76,13 @@ def test_a_donor_with_the_targets_tokenizer_gives_the_stream_that_leaves_its_blo
     giving = grafts.target(tmp_path, family, seed=1)
     made = parts(grafts.recipe(donor_layer=1), grafts.target(tmp_path, family), giving)
     ids = torch.tensor([grafts.bpe()(TEXT).input_ids])
-    (read,), known = made.reading.donor.states(ids, torch.ones_like(ids), None)
+    (read,), known = made.readings[0].donor.states(ids, torch.ones_like(ids), None)
     whole = load(giving)(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[2]
     assert known is None
     assert torch.equal(read, whole)
-    assert len(made.reading.donor.donor.get_submodule(made.reading.donor.blocks)) == 2
-    assert not made.reading.donor.donor._forward_hooks and not any(
-        b._forward_hooks for b in made.reading.donor.donor.modules()
+    assert len(made.readings[0].donor.donor.get_submodule(made.readings[0].donor.blocks)) == 2
+    assert not made.readings[0].donor.donor._forward_hooks and not any(
+        b._forward_hooks for b in made.readings[0].donor.donor.modules()
     )
 
 
@@ -93,7 +106,7 @@ def test_each_token_takes_the_donors_state_at_its_last_character(spelt):
     told = grafts.bpe()(TEXT, return_offsets_mapping=True)
     ids = torch.tensor([told.input_ids])
     assert any(end - start > 1 for start, end in told.offset_mapping)
-    (read,), known = made.reading.donor.states(ids, torch.ones_like(ids), None)
+    (read,), known = made.readings[0].donor.states(ids, torch.ones_like(ids), None)
     last = [end - 1 for _, end in told.offset_mapping]
     assert torch.allclose(read[0], stream(donor, TEXT)[last], atol=1e-5)
     assert known is not None and known.all()
@@ -103,8 +116,10 @@ def test_a_special_token_repeats_the_state_before_it_and_is_unknown_at_the_start
     made, _ = spelt
     plain = grafts.bpe()(TEXT).input_ids
     ids = torch.tensor([[1, 2, *plain[:4], 2, 0, *plain[4:], 2]])
-    (read,), known = made.reading.donor.states(ids, torch.ones_like(ids), None)
-    (expected,), _ = made.reading.donor.states(torch.tensor([plain]), torch.ones(1, len(plain), dtype=torch.long), None)
+    (read,), known = made.readings[0].donor.states(ids, torch.ones_like(ids), None)
+    (expected,), _ = made.readings[0].donor.states(
+        torch.tensor([plain]), torch.ones(1, len(plain), dtype=torch.long), None
+    )
     assert known is not None
     assert known[0].tolist() == [False, False, *[True] * (len(plain) + 3)]
     again = torch.cat([expected[0, :4], expected[0, 3:4], expected[0, 3:4], expected[0, 4:], expected[0, -1:]])
@@ -114,7 +129,7 @@ def test_a_special_token_repeats_the_state_before_it_and_is_unknown_at_the_start
 def test_a_character_that_tokens_share_is_unknown_to_a_donor_of_ascii_and_breaks_nothing(spelt):
     made, _ = spelt
     ids = torch.tensor([grafts.bpe()("日 1").input_ids])
-    (read,), known = made.reading.donor.states(ids, torch.ones_like(ids), None)
+    (read,), known = made.readings[0].donor.states(ids, torch.ones_like(ids), None)
     assert read.isfinite().all() and known is not None and known.all()
 
 
@@ -124,13 +139,13 @@ def test_reading_on_is_the_same_as_reading_at_once(spelt, sizes):
     plain = grafts.bpe()(TEXT).input_ids
     rows = [[1, 2, *plain[:9]], [2, 1, 0, 2, *plain[9:12], 2, *plain[12:15]], [*plain[:3], 2, 2, *plain[3:7], 2, 2]]
     ids, mask = grafts.padded([*rows, plain[:5]])
-    (whole,), known = made.reading.donor.states(ids, mask, None)
+    (whole,), known = made.readings[0].donor.states(ids, mask, None)
     heard, read, found, begin = Heard(), [], [], 0
     for size in sizes:
         if begin >= ids.shape[1]:
             break
         end = min(begin + size, ids.shape[1])
-        (each,), where = made.reading.donor.states(ids[:, begin:end], mask[:, :end], heard)
+        (each,), where = made.readings[0].donor.states(ids[:, begin:end], mask[:, :end], heard)
         read.append(each)
         found.append(where)
         begin = end
@@ -144,9 +159,9 @@ def test_padding_changes_no_state(spelt, side):
     made, _ = spelt
     rows = [grafts.bpe()(TEXT).input_ids, grafts.bpe()("What is 1").input_ids, [2]]
     ids, mask = grafts.padded(rows, side, filler=40)
-    (read,), known = made.reading.donor.states(ids, mask, None)
+    (read,), known = made.readings[0].donor.states(ids, mask, None)
     for row, plain in enumerate(rows):
-        (alone,), sure = made.reading.donor.states(
+        (alone,), sure = made.readings[0].donor.states(
             torch.tensor([plain]), torch.ones(1, len(plain), dtype=torch.long), None
         )
         assert torch.allclose(read[row][mask[row].bool()], alone[0], atol=1e-5)
@@ -156,17 +171,40 @@ def test_padding_changes_no_state(spelt, side):
 def test_a_failing_donor_leaves_no_hook_behind(spelt):
     made, _ = spelt
     with pytest.raises(IndexError):
-        made.reading.donor._run(torch.tensor([[10**6]]), torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long), None)
-    assert not any(module._forward_hooks for module in made.reading.donor.modules())
+        made.readings[0].donor._run(
+            torch.tensor([[10**6]]), torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long), None
+        )
+    assert not any(module._forward_hooks for module in made.readings[0].donor.modules())
 
 
 def test_layers_are_given_as_index_from_the_end_or_depth_and_must_exist(tmp_path):
     receiving, giving = grafts.target(tmp_path), grafts.target(tmp_path, seed=1)
-    assert parts(grafts.recipe(layer="n-1", donor_layer=0.25), receiving, giving).layer == 3
+    assert parts(grafts.recipe(layer="n-1", donor_layer=0.25), receiving, giving).specs[0]["layer"] == 3
     with pytest.raises(BadInput, match=r"4"):
         parts(grafts.recipe(layer=4), receiving, giving)
     with pytest.raises(BadInput, match=r"4"):
         parts(grafts.recipe(donor_layer="n-5"), receiving, giving)
+    with pytest.raises(BadInput, match=r"layers that differ, got \[2, 2\]"):
+        parts(grafts.recipe(layer=[2, "n-2"], donor_layer=[1, 2]), receiving, giving)
+
+
+def test_layers_and_donor_layers_come_in_pairs():
+    with pytest.raises(ValueError, match="as many donor layers as layers, got 1 and 2"):
+        grafts.recipe(layer=[1, 2])
+
+
+def test_a_donor_that_is_taken_at_several_layers_is_one_donor(tmp_path):
+    made = parts(
+        grafts.recipe(layer=[0, 3], donor_layer=[2, 1]), grafts.target(tmp_path), grafts.target(tmp_path, seed=1)
+    )
+    assert [(spec["layer"], spec["taken"]) for spec in made.specs] == [(0, 0), (3, 1)]
+    (read,) = made.readings
+    ids = torch.tensor([grafts.bpe()(TEXT).input_ids])
+    (late, early), _ = read.donor.states(ids, torch.ones_like(ids), None)
+    whole = load(grafts.target(tmp_path, seed=1))(
+        input_ids=ids, use_cache=False, output_hidden_states=True
+    ).hidden_states
+    assert torch.equal(late, whole[3]) and torch.equal(early, whole[2])
 
 
 def test_a_donor_of_another_width_without_a_bridge_is_refused(tmp_path):
@@ -186,7 +224,7 @@ def test_cutting_changes_no_weight_that_is_kept(tmp_path):
     giving = grafts.target(tmp_path, seed=1)
     made = parts(grafts.recipe(donor_layer=1), grafts.target(tmp_path), giving)
     whole = dict(load(giving).base_model.named_parameters())
-    kept = dict(made.reading.donor.donor.named_parameters())
+    kept = dict(made.readings[0].donor.donor.named_parameters())
     assert len(blocks(load(giving))) == 4
     assert all(torch.equal(value, whole[name]) for name, value in kept.items())
     assert not any(value.requires_grad for value in kept.values())

@@ -76,6 +76,38 @@ def test_an_identical_donor_under_an_open_gate_changes_no_logit(tmp_path, family
     assert torch.allclose(logits(grafts.loaded(path), ids), logits(load(receiving), ids), atol=1e-5, rtol=1e-5)
 
 
+SEVERAL = {"layer": [3, 0, 2], "donor_layer": [3, 0, 2], "alpha": "learned"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_blade_of_the_target_itself_at_several_layers_changes_no_logit(tmp_path, family):
+    receiving = grafts.target(tmp_path, family)
+    _, path = grafts.built(tmp_path / "x", receiving, receiving, **SEVERAL, stirred=False)
+    ids, graft = torch.tensor(ROWS[:1]), grafts.loaded(path)
+    with torch.no_grad():
+        for part in graft.parts:
+            part.gate.read.bias += (
+                40  # wide open, so that each state is the donor's, which the next layer's starts from
+            )
+    assert torch.allclose(logits(graft, ids), logits(load(receiving), ids), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+def test_a_blade_at_several_layers_generates_with_a_cache_as_without(tmp_path, family):
+    giving = grafts.target(tmp_path, family, seed=1)
+    graft = grafts.loaded(grafts.built(tmp_path / "x", grafts.target(tmp_path, family), giving, **SEVERAL)[1])
+    ids, mask = grafts.padded(ROWS)
+    cached = graft.generate(input_ids=ids, attention_mask=mask, use_cache=True, **GREEDY)
+    assert torch.equal(cached, graft.generate(input_ids=ids, attention_mask=mask, use_cache=False, **GREEDY))
+    assert len(graft.donors) == 1
+    told = logits(graft, torch.tensor(ROWS[:1]))
+    for part in graft.parts:  # each has a say
+        before = part.alpha.data.clone()
+        part.alpha.data.fill_(-1e6)
+        assert not torch.allclose(logits(graft, torch.tensor(ROWS[:1])), told, atol=1e-3)
+        part.alpha.data.copy_(before)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generation_with_a_cache_gives_the_tokens_that_it_gives_without(family_graft, family):
     graft, _ = family_graft(family)
