@@ -85,8 +85,10 @@ def learning(parts: Parts) -> Learning[Kept]:
 def begun(parts: Parts, kept: list[Kept], seed: int) -> dict[str, float | None]:
     """Starts the bridge from a fit to the kept states; gives how good the fit is on some that were held out.
 
-    The first token of a text is left out, since its state is a sink of attention.
+    The first token of a text is left out, since its state is a sink of attention. The gate begins nearly shut: a
+    fitted bridge moves the states far from the first step on, and the divergence would close the gate for good.
     """
+    parts.injection.gate.shut()
     return start(parts.injection.bridge, [(k.d[1:][k.known[1:]], k.h[1:][k.known[1:]]) for k in kept], seed)
 
 
