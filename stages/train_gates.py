@@ -22,11 +22,14 @@ from stages.training import account, train
 def begun(parts: Parts, kept: list[Kept], seed: int) -> dict[str, float | None]:
     """Starts the one bridge from a fit to the kept states; gives how good the fit is on some that were held out.
 
-    The first token of a text is left out, since its state is a sink of attention. Raises BadInput for several layers.
+    The first token of a text is left out, since its state is a sink of attention. The gate begins nearly shut: a fitted
+    bridge moves the states far from the first step on, and the divergence would close the gate for good. Raises
+    BadInput for several layers.
     """
     injections = [part for part in parts.parts if isinstance(part, Injection)]
     if len(injections) != 1:
         raise BadInput(f"Expected one layer for a fitted start, got {len(injections)}; set start: drawn.")
+    injections[0].gate.shut()
     pairs = [(k.read[0][0][1:][k.known[0][1:]], k.h[1:][k.known[0][1:]]) for k in kept]
     return start(injections[0].bridge, pairs, seed)
 

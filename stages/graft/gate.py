@@ -51,3 +51,10 @@ class Gate(nn.Module):
         if self.kind == "token":
             return self.read(both).sigmoid()
         return self.open(self.read(both).tanh()).sigmoid()
+
+    @torch.no_grad()
+    def shut(self) -> None:
+        """Begins at sigmoid(−4) = 0.018 where the amount is a sigmoid; other kinds stay as they are."""
+        deciding = {"token": "read.bias", "channel": "open.bias", "scalar": "amount", "sigmoid": "amount"}
+        if self.kind in deciding:
+            self.get_parameter(deciding[self.kind]).fill_(-4.0)

@@ -87,6 +87,14 @@ def test_every_weight_of_a_learned_gate_receives_a_gradient(kind):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in gate.parameters())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gate_that_is_a_sigmoid_can_be_shut_at_first(kind):
+    gate, before = Gate(kind, WIDTH), Gate(kind, WIDTH)(states(0), states(1))
+    gate.shut()
+    shut = torch.full_like(before, 0.018) if kind in ("scalar", "sigmoid", "token", "channel") else before
+    assert torch.allclose(gate(states(0), states(1)), shut, atol=1e-3)
+
+
 def test_an_unknown_kind_is_refused_with_the_valid_ones():
     with pytest.raises(ValueError, match=r"identity, closed, scalar.*got 'tokens'"):
         Gate("tokens", WIDTH)
