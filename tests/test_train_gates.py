@@ -195,7 +195,7 @@ def test_the_same_run_gives_the_same_bytes(files):
 
 def test_a_variant_of_another_section_tells_how_it_was_made(files, tmp_path):
     out = files("blade", "several", section="mixture", making=tmp_path / "several.json")
-    assert load_file(out / "gate.safetensors")["bridge.share.weight"].shape[0] == 2
+    assert load_file(out / "gate.safetensors")["0.bridge.share.weight"].shape[0] == 2
     making = read_json(tmp_path / "several.json")
     assert making["way"] == "mixture" and making["recipe"]["bridges"] == 2
     assert making["parameters"]["added"] > making["parameters"]["moved"] > 0
