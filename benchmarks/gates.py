@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=2 python -m benchmarks.gates --target data/models/target --donor data/models/sibling \\
         --capability data/prompts/capability/train.jsonl --text data/prompts/retention/train.jsonl
 
-A token gate at N-4, the same prompts, texts and steps in one run, and all positions of the texts. The peer keeps nothing: each step runs the
-target and the donor over the batch, and the target once more without the graft, whose distribution is the reference on
-texts. What keeping costs once is told beside it. The claims are steps at least 5 times as fast, and the same gate.
+A token gate at N-4, the same prompts, texts and steps in one run, and all positions of the texts. The peer keeps
+nothing: each step runs the target and the donor over the batch, and the target once more without the graft, whose
+distribution is the reference on texts. What keeping costs once is told beside it. The claims are steps at least 5
+times as fast, and the same gate.
 """
 
 import time
