@@ -23,7 +23,6 @@ from stages.anatomy.encoding import encode
 from stages.anatomy.likelihood import score
 from stages.anatomy.loading import load, load_tokenizer
 from stages.command import run
-from stages.graft.condition import Condition
 from stages.items import PROMPT, TEXT, read_items
 
 
@@ -31,7 +30,8 @@ from stages.items import PROMPT, TEXT, read_items
 def unconditional(graft: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """The graft without its conditions."""
     own = graft.parts
-    graft.parts = nn.ModuleList(part for part in own if not isinstance(part, Condition))
+    kinds = [spec["kind"] for spec in graft.config.parts]  # its classes are those of its own directory
+    graft.parts = nn.ModuleList(part for part, kind in zip(own, kinds, strict=True) if kind != "condition")
     try:
         yield graft
     finally:

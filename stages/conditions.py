@@ -11,7 +11,7 @@ from stages.graft.condition import Condition
 from stages.openings import openings
 from stages.recipes.blade import Parts
 
-STEPS, RATE, DECAY = 300, 0.01, 1e-3
+STEPS, RATE, DECAY = 400, 0.02, 1e-4
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ def fit(condition: Condition, seen: Evidence, calibration: Evidence, recall: flo
 
     w: logistic regression where a text counts by its greatest evidence, as the condition decides, and where each token
     of a text that stays closed counts too, since there are few such texts. b: the greatest threshold that lets the
-    asked share of the calibration's opened texts through before the gate opens; where the closed texts' greatest
-    evidence lies below it, half way between. A gate that opens in every text leaves the donor running always, and one
-    that opens in none never.
+    asked share of the calibration's opened texts through before the gate opens. A gate that opens in every text leaves
+    the donor running always, and one that opens in none never. It fails, by letting much through, where the layer is
+    so early, or the amount that counts as open so low, that nothing yet tells the two kinds of text apart.
     """
     weight, bias = condition.read.weight, condition.read.bias
     with torch.no_grad():
@@ -54,7 +54,6 @@ def fit(condition: Condition, seen: Evidence, calibration: Evidence, recall: flo
             weight.copy_(weight.to(torch.bfloat16))
             wanted = _greatest(calibration.opened or seen.opened, weight, bias).sort().values
             threshold = wanted[int((1 - recall) * len(wanted) + 1e-9)]
-            threshold = torch.minimum(threshold, (threshold + _greatest(seen.closed, weight, bias).max()) / 2)
             bias.copy_(_rounded_up(bias - threshold))
     with torch.no_grad():
         return {

@@ -42,10 +42,11 @@ class Training(Settings):
 class Conditional(Settings):
     """The donor runs only where a probe of the target's early states says that the gate will open."""
 
-    layer: str | int | float = 4
+    layer: str | int | float = 8
     """The target's block whose output is read."""
-    opens: float = pydantic.Field(default=0.5, gt=0, lt=1)
-    """The amount from which a gate counts as open."""
+    opens: float = pydantic.Field(default=0.9, gt=0, lt=1)
+    """The amount from which a gate counts as open. A high one gives the probe more tokens to tell by, at the cost of
+    what the gate lets through before it is wide open."""
     recall: float = pydantic.Field(default=0.995, gt=0, le=1)
     """Share of the calibration prompts in which the gate opens that are to be let through before it does."""
 

@@ -113,7 +113,7 @@ def test_a_variant_that_follows_the_plan_is_what_the_plan_recommends(built):
     assert read_json(data / "gates" / "chosen_blade" / "training.json")["recipe"] == (
         BladeRecipe.model_validate(planned | {"alpha": 0.9}).model_dump()
     )
-    graft = read_json(data / "grafts" / "chosen_blade" / "config.json")
+    (graft,) = read_json(data / "grafts" / "chosen_blade" / "config.json")["parts"]
     assert (graft["layer"], graft["alpha"]) == (planned["layer"], 0.9)
     page = (data / "report" / "index.html").read_text()
     assert f"layer {planned['layer']}" in page
