@@ -156,7 +156,9 @@ def test_a_fitted_start_brings_the_donors_states_closer_to_the_targets(tmp_path)
 
     def error() -> float:
         with torch.no_grad():
-            return sum((made.parts[0].bridge(k.read[0][0][1:]) - k.h[1:]).square().mean().item() for k in [*items, *texts])
+            return sum(
+                (made.parts[0].bridge(k.read[0][0][1:]) - k.h[1:]).square().mean().item() for k in [*items, *texts]
+            )
 
     before, figures = error(), begun(made, [*items, *texts], 0)
     assert error() < 0.7 * before

@@ -37,9 +37,8 @@ PARAMS: dict[str, Any] = {
             "mlp_width": 8, "experts": 4, "active": 2, "balance": 0.01, **DONOR,
         },
     },
-    "adopt": {
-        "sibling": {"trained": "sibling"}, "calculator": {"trained": "calculator"}, "moe": {"trained": "moe"},
-    },
+    "adopt": {"sibling": {"trained": "sibling"}, "calculator": {"trained": "calculator"}},
+    "specialists": {"moe": {"trained": "moe"}},
     "route": {
         "letters_experts": {
             "target": "moe", "toward": "letters", "away": "arithmetic", "experts": 1, "strength": 2.0,
@@ -58,6 +57,7 @@ PARAMS: dict[str, Any] = {
     },
     "evidence": {
         "captured": ["target", "sibling", "calculator"], "aligned": ["sibling", "calculator"], "traced": ["sibling"],
+        "specialists": ["sibling"], "singles": ["blade"],
     },
     "capture": {"prompts": 12, "texts": 3},
     "analyze": {"prompts": 3, "texts": 2},
@@ -95,6 +95,7 @@ PARAMS: dict[str, Any] = {
     },
     "together_four": {},
     "transplant": {"transplant": {"donor": "sibling", "select": "frontier"}},
+    "components": {"block": {"donor": "sibling", "select": "modules", "modules": ["layers.1"], "strength": 1.0}},
     "merge": {"merge": {"method": "ties", "density": 0.5, "donors": {"sibling": 1.0}}},
     "adapt": {"adapter": {"donors": {"sibling": 0.5}, "rank": 2}},
     "project": {
@@ -134,7 +135,16 @@ PARAMS: dict[str, Any] = {
         "debate": {"views": [{}, {"noise": 0.2, "layer": 1}], "reconcile": "entropy", "prompts": 4, "texts": 2},
     },
     "evaluate": {"budget": 4096},
-    "synergy": {},
+    "synergy": {
+        "pair": {
+            "together": "together", "singles": {"arithmetic": "blade", "letters": "conditional_blade"},
+            "resamples": 100,
+        },
+    },
+    "survey": {"budget": 4096, "items": 10, "retention_items": 6},
+    "domains": {
+        "budget": 4096, "items": 10, "retention_items": 6, "tasks": ["capability", "letters", "retention", "text"],
+    },
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},
 }  # fmt: skip

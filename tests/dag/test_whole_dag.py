@@ -42,8 +42,10 @@ def test_every_stage_runs_and_the_report_is_there(built):
     page = (built.root / "data" / "report" / "index.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html>")
     summary = json.loads((built.root / "data" / "report" / "summary.json").read_text())
-    assert list(summary["donors"]) == ["calculator", "moe", "sibling"]
+    assert list(summary["donors"]) == ["calculator", "sibling"]
     assert set(summary["variants"]) == {"blade", "bridged_blade", "chosen_blade", "closed_gate", "transplant"}
+    gallery = json.loads((built.root / "data" / "gallery" / "gallery.json").read_text())
+    assert {"merge", "adapter", "implant", "fusion", "steering_vector", "debate"} < set(gallery["summary"]["variants"])
     for entry in (summary["target"], *summary["donors"].values(), *summary["variants"].values()):
         for figure in ("capability", "recovery", "retention", "perplexity_ratio", "kl_to_target"):
             if entry[figure] is None:
