@@ -38,6 +38,8 @@ class Plan(Settings):
     """What a mixture of bridges has to add to the R² of the best single one for tasks to count as heterogeneous."""
     share_of_candidate: float = pydantic.Field(default=0.1, gt=0)
     """Share of the donor's gain that a part of a layer has to bring to be a candidate."""
+    bridges: int = pydantic.Field(default=4, gt=1)
+    """Of a recommended mixture."""
     training: Training
     """Of a recommended gate alone."""
     bridging: Training
@@ -87,14 +89,17 @@ def layers(sites: Fork, rows: Sequence[forks.Row]) -> tuple[int, int] | None:
     return int(deepest), int(best["target_layer"])
 
 
-def recipe(settings: Plan, donor: str, same: bool, pair: tuple[int, int]) -> BladeRecipe:
-    """The blade between a pair of layers, with a bridge unless both have the `same` hidden space."""
+def recipe(settings: Plan, donor: str, same: bool, pair: tuple[int, int], method: str) -> BladeRecipe:
+    """The blade between a pair of layers, with a bridge, or the mixture of them that the `method` calls for, unless
+    both have the `same` hidden space."""
+    mixed = method == "mixture" and not same
     return BladeRecipe(
         donor=donor,
         layer=pair[1],
         donor_layer=pair[0],
         gate="token",
-        bridge="identity" if same else "linear",
+        bridge="identity" if same else "mixture" if mixed else "linear",
+        bridges=settings.bridges if mixed else 1,
         mix="delta" if same else "add",
         training=settings.training if same else settings.bridging,
     )
@@ -106,7 +111,7 @@ def plan(
     """`path`, every fork with its answer and whether the flow comes by it, and the `recommendation` for one donor.
 
     `rows` are of its alignment, empty where none was fitted; `trace` and `found` are None where they were not
-    measured. A recommended method that cannot be built yet comes with the nearest `recipe` that can.
+    measured. A recommended method that is no blade comes with the nearest `recipe` that is one.
     """
     sites = forks.high_impact(trace, settings.share_of_gain, settings.false_discovery)
     pair = layers(sites, rows)
@@ -122,7 +127,7 @@ def plan(
     answered = {fork.name: fork for fork in every}
     way = walk({name: fork.answer for name, fork in answered.items()})
     same = answered["aligned"].answer == "yes"
-    built = None if pair is None else recipe(settings, donor, same, pair)
+    built = None if pair is None else recipe(settings, donor, same, pair, way[-1])
     path = [
         asdict(fork) | {"exits": EXITS[fork.name], "next": EXITS[fork.name][fork.answer], "reached": fork.name in way}
         for fork in every
@@ -136,15 +141,16 @@ def plan(
 
 
 def _note(method: str, built: BladeRecipe | None) -> str:
-    """What stands in for a method that cannot be built; empty where the recipe is the method."""
+    """What stands in for a method that is no blade, and where that is written; empty where the recipe is the method."""
     if built is None:
         return "nothing can be built before the donor is aligned or traced"
     kind = "a blade without a bridge" if built.bridge == "identity" else "a blade over a bridge that training fits"
-    if method == "injection":
+    if method == "injection" or (method == "mixture" and built.bridge == "mixture"):
         return ""
     if method == "validation":
         return f"no fork calls for a method of its own; build {kind} and judge it beside its control"
-    return f"{METHODS[method]} cannot be built yet; the nearest that can is {kind}"
+    section = {"embedding": "embed", "fusion": "fuse"}.get(method, method)
+    return f"{METHODS[method]} is written under `{section}` in params.yaml; the nearest blade is {kind}"
 
 
 def main(

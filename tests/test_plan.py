@@ -126,19 +126,23 @@ def test_what_is_not_measured_says_why_and_what_to_run_and_the_rest_has_figures(
 def test_a_recommended_recipe_is_a_section_that_can_be_built(route):
     evidence, way = ROUTES[route]
     recommended = plan(SETTINGS, "d", **evidence)["recommendation"]
-    assert bool(recommended["note"]) == (way[-1] != "injection")
+    mixed = way[-1] == "mixture" and "bridge" in way
+    assert bool(recommended["note"]) == (way[-1] != "injection" and not mixed)
     if not evidence["rows"]:
         assert recommended["recipe"] is None
         return
     recipe = parse(recommended["recipe"], "inject.d", BladeRecipe)
-    assert (recipe.bridge, recipe.mix) == (("linear", "add") if "bridge" in way else ("identity", "delta"))
+    bridge = ("mixture" if mixed else "linear", "add")
+    assert (recipe.bridge, recipe.mix) == (bridge if "bridge" in way else ("identity", "delta"))
+    assert recipe.bridges == (SETTINGS.bridges if mixed else 1)
     assert recipe.training == (SETTINGS.bridging if "bridge" in way else SETTINGS.training)
 
 
 def test_a_method_that_cannot_be_built_names_what_stands_in():
     evidence, _ = ROUTES["the donor reads tokens that the target lacks"]
     recommended = plan(SETTINGS, "d", **evidence)["recommendation"]
-    expected = "embedding initialisation cannot be built yet; the nearest that can is a blade without a bridge"
+    expected = "embedding initialisation is written under `embed` in params.yaml; the nearest blade is a blade "
+    expected += "without a bridge"
     assert recommended["note"] == expected
     assert recommended["recipe"]["layer"] == 1
 

@@ -1,6 +1,6 @@
 """A donor's hidden states injected into the running target: the recipe, and the parts that gates are trained on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,6 +87,13 @@ class BladeRecipe(Settings):
     """None for a donor that always runs."""
     training: Training | None = None
     """None where there is nothing to learn: an identity or closed gate, a fixed alpha, and no bridge."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _decided(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "strategy" in given:
+            raise ValueError("a variant that follows the plan stands under `auto`; move it there")
+        return given
 
     @pydantic.model_validator(mode="after")
     def _learns(self):

@@ -9,6 +9,7 @@ from stages.errors import BadInput
 from stages.graft.blade import Injection
 from stages.graft.heard import Heard
 from stages.recipes.blade import BladeRecipe, parts
+from stages.settings import read
 from stages.specialize import character_tokenizer
 from tests import grafts
 from tests.families import FAMILIES
@@ -218,6 +219,12 @@ def test_a_recipe_that_learns_needs_training_and_one_that_does_not_refuses_it():
         BladeRecipe.model_validate({**fixed, "gate": "token"})
     with pytest.raises(ValueError, match="nothing to learn; drop the training section"):
         BladeRecipe.model_validate({**fixed, "gate": "closed", "training": grafts.UNTRAINED})
+
+
+def test_a_variant_that_follows_the_plan_is_sent_to_its_section(tmp_path):
+    (tmp_path / "params.yaml").write_text("inject: {blade: {donor: sibling, strategy: auto}}\n")
+    with pytest.raises(BadInput, match=r"inject\.blade.*stands under `auto`; move it there"):
+        read(tmp_path / "params.yaml", "inject.blade", BladeRecipe)
 
 
 def test_cutting_changes_no_weight_that_is_kept(tmp_path):
