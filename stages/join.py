@@ -41,7 +41,7 @@ def opened(
     figures = {}
     for folder, kept in zip(recipe.prompts, prompts, strict=True):
         farthest = torch.stack([each.amax(dim=0) for each in openings(parts, kept)])  # [prompts, gates]
-        for i, name in enumerate(recipe.blades):
+        for i, name in enumerate(Path(blade).name for blade in recipe.blades):
             mine = farthest[:, [gate for gate, owner in enumerate(owners) if owner == i]]
             figures[f"{name}_open_on_{folder}"] = mine.amax(dim=1).mean().item()
     return figures

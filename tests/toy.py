@@ -89,7 +89,7 @@ PARAMS: dict[str, Any] = {
     },
     "together": {
         "together": {
-            "blades": ["conditional_blade", "bridged_blade"], "donors": ["sibling", "calculator"],
+            "blades": ["trained/conditional_blade", "gates/bridged_blade"], "donors": ["sibling", "calculator"],
             "prompts": ["capability", "capability"], "gate": "stacked",
         },
     },

@@ -21,7 +21,7 @@ class TogetherRecipe(Settings):
     """A variant's section under `together`."""
 
     blades: tuple[str, ...] = pydantic.Field(min_length=2)
-    """The variants whose trained gates are put together."""
+    """Folders of data/ with the trained gates that are put together, such as `gates/blade` or `trained/units_blade`."""
     donors: tuple[str, ...]
     """The donor of each."""
     prompts: tuple[str, ...]
