@@ -22,7 +22,7 @@ from stages.errors import BadInput
 from stages.recipes.bank import WithdrawRecipe
 from stages.storage import read_json
 from stages.withdraw import withdraw
-from tests import grafts
+from tests import families, grafts
 from tests.anatomy.test_places import MIXTURES, mixture
 from tests.families import FAMILIES, tiny, token_ids, tokenizer
 
@@ -68,7 +68,7 @@ def test_a_model_s_own_components_put_back_change_no_logit(family, tmp_path):
     model, plain = any_model(family), logits(any_model(family))
     every = components(model)
     kinds = {component_kind(site) for site in every}
-    assert {"embed", "block", "attention", "mlp", "norm"} <= kinds and ("expert" in kinds) == (family in MIXTURES)
+    assert {"embed", "block", "attention", "mlp", "norm"} <= kinds and ("expert" in kinds) == (family in {*MIXTURES, *families.MIXTURES})
     assert ("head" in kinds) == (family != "deepseek_v3")
     directory = bank(model, tmp_path / "bank", *every)
     inner = [site for site in every if not any(other.startswith(f"{site}.") for other in every)]
@@ -87,11 +87,11 @@ def test_blocks_embeddings_norms_and_head_together_are_the_donor(family, tmp_pat
     assert told["parameters"] == sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "olmo2"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("olmo2", "olmoe")])
 def test_a_head_is_the_donor_s_in_queries_keys_values_and_output(family, tmp_path):
     """Against a model with all of the donor's heads, which read the same input in block 0.
 
-    OLMo 2 norms the queries of all heads together, so that none of its heads is one without the others.
+    OLMo 2 and OLMoE norm the queries of all heads together, so that none of their heads is one without the others.
     """
     sites = [f"layers.0.self_attn.heads.{head}" for head in range(4)]
 
@@ -107,7 +107,8 @@ def test_a_head_is_the_donor_s_in_queries_keys_values_and_output(family, tmp_pat
     told = put(model, directory, sites[2])
     after = states(model)
     torch.testing.assert_close(after[sites[2]], expected[sites[2]], rtol=0, atol=1e-5)
-    groups = 1 if family == "falcon" else getattr(model.config, "num_key_value_heads", None) or 4
+    counts = (getattr(model.config, name, None) for name in ("num_key_value_heads", "num_kv_heads"))
+    groups = next(filter(None, counts), 4)
     shared = 4 // groups - 1
     assert told["heads_sharing"] == shared == sharing(model, {sites[2]})
     same = [torch.equal(after[site], before[site]) for site in sites]

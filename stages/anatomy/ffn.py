@@ -15,7 +15,7 @@ from stages.anatomy.sites import sites_of
 from stages.errors import BadInput
 from stages.maths.affine import Affine
 
-WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+WIDTHS = ("ffn_hidden_size", "ffn_dim", "n_inner", "intermediate_size")
 """The configuration's names for the number of neurons."""
 
 
