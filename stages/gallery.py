@@ -1,6 +1,7 @@
 """Every way to graft side by side: each variant judged beside its control, with what its making showed."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def main(
     settings = read(params, "report", Report)
     given = yaml.safe_load(params.read_text())
     ways = {way: list(given.get(way) or {}) for way in WAYS}
-    roles = read_roles(params, tuple(WAYS))
     evaluated = {path.parent.name: read_table(path) for path in sorted(evaluation.glob("*/items.parquet"))}
+    roles = read_roles(params, tuple(WAYS), ("adopt", "specialists"))
+    roles = replace(roles, donors={name: how for name, how in roles.donors.items() if name in evaluated})
     surveyed = {path.parent.name: read_table(path) for path in sorted(survey.glob("*/items.parquet"))}
     makings = {path.stem: read_json(path) for path in sorted(making.glob("*.json"))}
     synergies = {path.stem: read_json(path) for path in sorted(synergy.glob("*.json"))}

@@ -13,12 +13,14 @@ from stages.errors import BadInput
 
 PARAMS = {
     "adopt": {"sibling": {"trained": "sibling"}},
+    "specialists": {"moe": {"trained": "moe"}},
     "report": {"resamples": 200},
     "merge": {
         "half": {"donors": {"sibling": 0.5}, "method": "linear"},
         "noise": {"control_for": "half", "donors": {"sibling": 0.5}, "method": "random"},
     },
     "blades": {"units_blade": {"donor": "sibling"}},
+    "swap": {"moved": {"target": "moe", "donor": "moe"}},
 }
 MAKING = {
     "way": "merge",
