@@ -99,7 +99,8 @@ def test_a_gate_option_reruns_its_variant_and_the_report_and_nothing_else(reposi
     toy.configure(repository, {"inject.blade.alpha": 0.9})
     became = outcomes(repository)
     stages = ("train_gates", "inject", "evaluate_inject", "uncertainty_inject")
-    assert became["ran"] == {*(f"{stage}@blade" for stage in stages), "report"}
+    asked = {"survey_blade@blade", "synergy@pair", "gallery"}
+    assert became["ran"] == {*(f"{stage}@blade" for stage in stages), "report", *asked}
     assert not became["cached"]
 
     toy.configure(repository)
@@ -128,7 +129,7 @@ def test_a_plan_that_recommends_the_same_rebuilds_nothing_and_another_only_what_
 
     shorter = toy.TRAINING | {"steps": 1}
     toy.configure(repository, {"plan.training": shorter, "plan.bridging": shorter})
-    assert outcomes(repository)["ran"] == {"plan", "choose@chosen_blade", "report", *CHOSEN}
+    assert outcomes(repository)["ran"] == {"plan", "choose@chosen_blade", "report", "gallery", *CHOSEN}
     trained = read_json(repository / "data" / "gates" / "chosen_blade" / "training.json")
     assert trained["recipe"]["training"]["steps"] == len(trained["curve"]) == 1
 
