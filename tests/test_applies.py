@@ -21,5 +21,6 @@ def test_all_but_ways_with_experts_apply_to_dense_families_and_all_but_dense_one
         assert refused == EXPERTS | ({"MLP as an expert"} if family not in GATED else set())
 
 
+@pytest.mark.timeout(1200)  # alone it tries all families, where the others have not done so before it
 def test_the_page_says_what_is_found():
     assert PAGE.read_text() == page(), "run `python -m tests.applies` and commit docs/families.md"
