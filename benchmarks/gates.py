@@ -17,14 +17,15 @@ import torch
 from stages.anatomy.blocks import blocks, path_of
 from stages.anatomy.encoding import pad
 from stages.anatomy.head import logits_at
-from stages.blades import Kept, asked, keep, learning, told
+from stages.blades import keep, learning
 from stages.command import run
 from stages.graft.call import Call
+from stages.kept import asked, told
 from stages.recipes.blade import BladeRecipe, Parts, Training, parts
 from stages.training import Learning, chosen, places, train
 
 
-def through_the_whole(made: Parts) -> Learning[Kept]:
+def through_the_whole(made: Parts) -> Learning:
     """The same injections, trained with nothing kept."""
     path = path_of(made.target, blocks(made.target))
     donors = torch.nn.ModuleList(each.donor for each in made.readings)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import layer_norm, softplus
 
-from stages.blades import Kept
 from stages.graft.condition import Condition
 from stages.openings import openings
 from stages.recipes.blade import Parts
+from stages.training import Kept
 
 STEPS, RATE, DECAY = 400, 0.02, 1e-4
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 
 from stages.assembly import write_graft
-from stages.blades import Kept, asked, keep, learning, told
+from stages.blades import keep, learning
 from stages.command import run
+from stages.kept import asked, told
 from stages.making import curve, write_making
 from stages.openings import openings
 from stages.recipes.blade import Parts
 from stages.recipes.together import TogetherRecipe, together
 from stages.settings import read
-from stages.training import train
+from stages.training import Kept, train
 
 READ = 64
 """Prompts of each domain on which the openings of gates that do not learn are read."""

@@ -1,4 +1,4 @@
-"""Parts of a graft at one block, trained from the states that enter it: only that block and the later ones run."""
+"""Parts of a graft trained from states that are kept: only the blocks that differ with them, and later ones, run."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ from stages.graft.call import Call
 from stages.items import PROMPT, TEXT, read_items
 from stages.reading import Reading
 from stages.recipes.blade import Training
-from stages.training import Example, Learning, chosen, places, stacked, train
+from stages.training import Kept, Learning, chosen, places, stacked, train
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,25 @@ class Site:
     part: nn.Module
 
 
-@dataclass(frozen=True)
-class Entered(Example):
-    """A text's states."""
+Sequences = Sequence[tuple[tuple[int, ...], int]]
+"""Token ids, and the first of them that is to be predicted."""
 
-    h: torch.Tensor
-    """[tokens, width], entering the target's block"""
-    read: tuple[tuple[torch.Tensor, ...], ...]
-    """For each donor and each of its blocks that are taken, [tokens, donor width]"""
-    known: tuple[torch.Tensor, ...]
-    """For each donor, [tokens], where it has read something"""
+
+def asked(tokenizer: PreTrainedTokenizerBase, path: Path, count: int | None = None) -> Sequences:
+    """The first `count` prompts of a file, or all, with their answers: ids, and where the answer starts."""
+    rows = [(row["prompt"], row["answer"]) for row in read_items(path, PROMPT, count)]
+    return [(e.ids, e.start) for e in encode(tokenizer, rows)]
+
+
+def told(tokenizer: PreTrainedTokenizerBase, path: Path) -> Sequences:
+    """The texts of a file: ids, and the second token, which is the first to be predicted."""
+    return [(tuple(tokenizer(row["text"]).input_ids), 1) for row in read_items(path, TEXT)]
 
 
 class KeptCall(Call):
     """A pass in which the donors' states are those kept of the same texts."""
 
-    def __init__(self, target: PreTrainedModel, ids: torch.Tensor, kept: Sequence[Entered]):
+    def __init__(self, target: PreTrainedModel, ids: torch.Tensor, kept: Sequence[Kept]):
         super().__init__(target, path_of(target, blocks(target)), nn.ModuleList(), ids, torch.ones_like(ids), None)
         self._kept = kept
 
@@ -57,41 +60,55 @@ class KeptCall(Call):
 
 
 @torch.inference_mode()
-def keep(site: Site, sequences: Sequence[tuple[tuple[int, ...], int]], predictions: bool) -> list[Entered]:
-    """Runs target and donors once over `sequences` of ids and start."""
-    kept: dict[int, Entered] = {}
-    entered: list[torch.Tensor] = []
+def read_once(
+    target: PreTrainedModel,
+    readings: Sequence[Reading],
+    sequences: Sequences,
+    predictions: bool,
+    layer: int,
+    early: int | None = None,
+) -> list[Kept]:
+    """Runs target and donors once; keeps what leaves the target's block `layer`, and `early` where it is given."""
+    kept: dict[int, Kept] = {}
+    left: dict[int, torch.Tensor] = {}
 
-    def note(_, args, kwargs):
-        entered.append(args[0] if args else kwargs["hidden_states"])
+    def leave(block: int):
+        return lambda _, args, out: left.__setitem__(block, out[0] if isinstance(out, tuple) else out)
 
-    handle = blocks(site.target)[site.layer].register_forward_pre_hook(note, with_kwargs=True)
+    watched = {layer} if early is None else {layer, early}
+    handles = [blocks(target)[block].register_forward_hook(leave(block)) for block in sorted(watched)]
     try:
         for group in batches([len(ids) for ids, _ in sequences], budget=512):
-            ids = pad([sequences[i][0] for i in group], site.target.device)
-            entered.clear()
-            output = (site.target if predictions else site.target.base_model)(input_ids=ids, use_cache=False)
-            read = [each.donor.states(ids, torch.ones_like(ids), None) for each in site.readings]
+            ids = pad([sequences[i][0] for i in group], target.device)
+            output = (target if predictions else target.base_model)(input_ids=ids, use_cache=False)
+            read = [each.donor.states(ids, torch.ones_like(ids), None) for each in readings]
+            known = [torch.ones_like(ids, dtype=torch.bool) if where is None else where for _, where in read]
             for row, i in enumerate(group):
                 tokens, start = sequences[i]
                 n = len(tokens)
-                kept[i] = Entered(
+                kept[i] = Kept(
                     tokens,
                     start,
                     output.logits[row, :n].log_softmax(-1).half() if predictions else None,
-                    entered[0][row, :n].clone(),
+                    left[layer][row, :n].clone(),
                     tuple(tuple(state[row, :n].clone() for state in states) for states, _ in read),
-                    tuple((torch.ones_like(ids, dtype=torch.bool) if known is None else known)[row, :n].clone()
-                          for _, known in read),
-                )  # fmt: skip
+                    tuple(where[row, :n].clone() for where in known),
+                    None if early is None else left[early][row, :n].clone(),
+                )
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return [kept[i] for i in range(len(sequences))]
+
+
+def keep(site: Site, sequences: Sequences, predictions: bool) -> list[Kept]:
+    """What a part learns from: the states that enter its block; for the first block, which is run whole, any."""
+    return read_once(site.target, site.readings, sequences, predictions, max(0, site.layer - 1))
 
 
 def logits(
     site: Site,
-    kept: Sequence[Entered],
+    kept: Sequence[Kept],
     training: Training | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,7 +118,7 @@ def logits(
     """
     h = stacked([k.h for k in kept])
     ids = pad([k.ids for k in kept], h.device)
-    row, column = places(list(kept), h.device)
+    row, column = places(kept, h.device)
     positions = chosen(torch.zeros(len(row), device=h.device), training, generator)
     with contextlib.ExitStack() as stack:
         if site.layer:
@@ -111,7 +128,7 @@ def logits(
         return logits_at(site.target, ids, row[positions], column[positions]), positions
 
 
-def learning(site: Site) -> Learning[Entered]:
+def learning(site: Site) -> Learning:
     """The part as what learns."""
     return Learning(site.part, functools.partial(logits, site))
 
@@ -120,7 +137,6 @@ def trained(
     site: Site, tokenizer: PreTrainedTokenizerBase, capabilities: Sequence[Path], text: Path, training: Training
 ) -> list[dict[str, Any]]:
     """Trains the part in place on the first `prompts` of each of `capabilities` and on texts; gives the loss curve."""
-    rows = [row for path in capabilities for row in read_items(path, PROMPT, training.prompts)]
-    asked = [(e.ids, e.start) for e in encode(tokenizer, [(row["prompt"], row["answer"]) for row in rows])]
-    told = [(tuple(tokenizer(row["text"]).input_ids), 1) for row in read_items(text, TEXT)]
-    return train(learning(site), training, keep(site, asked, predictions=False), keep(site, told, predictions=True))
+    prompts = [each for path in capabilities for each in asked(tokenizer, path, training.prompts)]
+    items, texts = keep(site, prompts, predictions=False), keep(site, told(tokenizer, text), predictions=True)
+    return train(learning(site), training, items, texts)

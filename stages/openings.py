@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from stages.anatomy.encoding import batches
-from stages.blades import Kept, logits
+from stages.blades import logits
 from stages.graft.shared import Shared
 from stages.recipes.blade import Parts, changing
+from stages.training import Kept
 
 
 @torch.inference_mode()

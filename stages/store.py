@@ -11,10 +11,11 @@ from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
 from stages.anatomy.loading import load_config
 from stages.assembly import write_graft
-from stages.blades import Kept, asked, first, keep, learning, logits, told
+from stages.blades import first, keep, learning, logits
 from stages.command import run
 from stages.errors import BadInput
 from stages.graft.stored import Features, Stored, Vector
+from stages.kept import asked, told
 from stages.making import Curve, curve, write_making
 from stages.maths.autoencoder import Autoencoder, autoencoder
 from stages.maths.massive import massive
@@ -22,7 +23,7 @@ from stages.published import published_autoencoder, published_vector
 from stages.recipes.blade import BladeRecipe, Parts, parts
 from stages.recipes.stored import StoredRecipe, chosen, direction, scaling
 from stages.settings import read
-from stages.training import train
+from stages.training import Kept, train
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from stages.blades import Kept, asked, keep, learning, told
+from stages.blades import keep, learning
 from stages.command import run
 from stages.conditions import evidence, fit
 from stages.errors import BadInput
 from stages.graft.blade import Injection
 from stages.graft.condition import Condition
+from stages.kept import asked, told
 from stages.making import write_making
 from stages.offline import start
 from stages.recipes.blade import BladeRecipe, Parts, parts
 from stages.settings import read
 from stages.storage import new_directory, write_json
-from stages.training import account, train
+from stages.training import Kept, account, train
 
 
 def begun(parts: Parts, kept: list[Kept], seed: int) -> dict[str, float | None]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy, kl_div
@@ -12,28 +12,35 @@ from stages.recipes.blade import Training
 
 
 @dataclass(frozen=True)
-class Example:
-    """A text to train on, without pads."""
+class Kept:
+    """A text to train on, and what the models made of it, without pads."""
 
     ids: tuple[int, ...]
     start: int
     """The first token that is predicted in training: an answer's, or a text's second."""
     final: torch.Tensor | None
     """[tokens, vocabulary], the target's log-probabilities in half precision, as there are many; for texts"""
+    h: torch.Tensor
+    """[tokens, width], leaving the target's block after which it is run anew"""
+    read: tuple[tuple[torch.Tensor, ...], ...]
+    """For each donor and each of its blocks that are taken, [tokens, donor width]"""
+    known: tuple[torch.Tensor, ...]
+    """For each donor, [tokens], where it has read something"""
+    early: torch.Tensor | None
+    """[tokens, width], leaving another block of the target; None where none was asked for"""
 
 
-E = TypeVar("E", bound=Example)
-Predict = Callable[[list[E], Training | None, torch.Generator | None], tuple[torch.Tensor, torch.Tensor]]
-"""The graft's logits [positions, vocabulary] where it predicts tokens of the examples, at as many of these positions
-as the training says, all without one; second, which these are, [positions], over all of the examples."""
+Predict = Callable[[Sequence[Kept], Training | None, torch.Generator | None], tuple[torch.Tensor, torch.Tensor]]
+"""The graft's logits [positions, vocabulary] where it predicts tokens of the texts, at as many of these positions as
+the training says, all without one; second, which these are, [positions], over all of the texts."""
 
 
 @dataclass(frozen=True)
-class Learning(Generic[E]):
+class Learning:
     """What learns, and the graft's logits with it as it is."""
 
     learned: torch.nn.Module
-    predict: Predict[E]
+    predict: Predict
 
 
 def stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -41,7 +48,7 @@ def stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
 
 
-def places(examples: list[E], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def places(examples: Sequence[Kept], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Row and column [positions] where the tokens are predicted that training looks at."""
     found = [(row, column) for row, e in enumerate(examples) for column in range(e.start - 1, len(e.ids) - 1)]
     row, column = torch.tensor(found, device=device).T
@@ -59,7 +66,7 @@ def chosen(moved: torch.Tensor, training: Training | None, generator: torch.Gene
     return torch.cat([most, others[drawn.to(moved.device)]])
 
 
-def train(learning: Learning[E], recipe: Training, items: list[E], texts: list[E]) -> list[dict[str, Any]]:
+def train(learning: Learning, recipe: Training, items: Sequence[Kept], texts: Sequence[Kept]) -> list[dict[str, Any]]:
     """Trains what learns, in place, by Adam; gives the loss curve.
 
     Loss: cross-entropy of the answers' tokens + divergence · KL(target ‖ graft) at `positions` tokens of the texts, in

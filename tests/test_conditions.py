@@ -5,7 +5,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from stages.blades import Kept, keep
+from stages.blades import keep
 from stages.conditions import Evidence, evidence, fit
 from stages.errors import BadInput
 from stages.graft.condition import Condition

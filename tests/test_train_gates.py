@@ -8,7 +8,8 @@ import yaml
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from stages import blades, train_gates
+from stages import kept as kept_states
+from stages import train_gates
 from stages.anatomy.encoding import encode
 from stages.blades import keep, learning, logits
 from stages.items import read_items
@@ -213,7 +214,7 @@ def test_a_gate_with_nothing_to_learn_is_written_without_training(files):
 
 def test_only_as_many_prompts_as_asked_for_and_no_other_file_are_read(files, monkeypatch):
     read, passed = [], []
-    monkeypatch.setattr(blades, "read_items", lambda path, *a: read.append(path.name) or read_items(path, *a))
+    monkeypatch.setattr(kept_states, "read_items", lambda path, *a: read.append(path.name) or read_items(path, *a))
     monkeypatch.setattr(
         train_gates,
         "keep",
