@@ -19,6 +19,7 @@ from stages.making import curve, write_making
 from stages.maths.lowrank import LowRank, drawn_like, factored, total
 from stages.moves import Moves
 from stages.recipes.adapter import AdapterRecipe
+from stages.saving import save
 from stages.settings import read
 from stages.storage import new_directory
 
@@ -130,8 +131,7 @@ def adapt(found: Found, target: PreTrainedModel, directory: Path, out: Path) -> 
         moves.note(name, start.to(torch.bfloat16), parameter.to(torch.bfloat16))
     with new_directory(out) as scratch:
         write_adapter(scratch / "adapter", found.changes, target)
-        target.to(torch.bfloat16).save_pretrained(scratch)
-        load_tokenizer(directory).save_pretrained(scratch)
+        save(target, load_tokenizer(directory), scratch)
     return moves
 
 

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stages.anatomy.loading import check, load, load_tokenizer
 from stages.command import run
 from stages.errors import BadInput
+from stages.saving import save
 from stages.settings import Settings, read
 from stages.storage import new_directory, write_json
 
@@ -34,8 +35,7 @@ def adopt(adoption: Adoption, trained: Path, target: Path, out: Path) -> None:
             if adoption.null_seed is not None:
                 raise BadInput(f"{trained} is an adapter, expected a model of its own for null_seed; drop the key.")
             merged = PeftModel.from_pretrained(load(target, device="cpu"), trained).merge_and_unload()
-            merged.to(torch.bfloat16).save_pretrained(directory)
-            load_tokenizer(target).save_pretrained(directory)
+            save(merged, load_tokenizer(target), directory)
         else:
             check(trained)
             for path in sorted(trained.iterdir()):

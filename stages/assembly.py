@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
-from stages.anatomy.blocks import blocks, path_of
 from stages.graft.modeling import GraftConfig, GraftForCausalLM
-from stages.reading import Reading, plain
+from stages.reading import Reading, around
+from stages.saving import save
 from stages.storage import new_directory
 
 
@@ -26,15 +26,7 @@ def write_graft(
     Each part comes with its specification, `kind` and what its class takes. The models are used up: their weights
     are turned to bfloat16 in place, so that nothing is held twice.
     """
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    config = GraftConfig(
-        target=plain(target.config),
-        target_blocks=path_of(target, blocks(target)),
-        donors=[each.spec for each in donors],
-        parts=[spec for _, spec in parts],
-        dtype="bfloat16",
-        **{name: getattr(target.config, name) for name in names},
-    )
+    config = GraftConfig(donors=[each.spec for each in donors], parts=[spec for _, spec in parts], **around(target))
     with no_init_weights(), torch.device("meta"):
         graft = GraftForCausalLM(config)
     graft.target = target
@@ -42,5 +34,4 @@ def write_graft(
     graft.parts = torch.nn.ModuleList(part for part, _ in parts)
     graft.generation_config = target.generation_config
     with new_directory(out) as directory:
-        graft.to(torch.bfloat16).save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
+        save(graft, tokenizer, directory)

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
-from stages.anatomy.blocks import blocks, path_of
+from stages.anatomy.blocks import blocks
 from stages.anatomy.encoding import Batch, answers_of, encode, texts_of
 from stages.anatomy.head import logits_at
 from stages.anatomy.loading import load, load_tokenizer
@@ -17,8 +17,9 @@ from stages.command import run
 from stages.graft.debate import DebateConfig, DebateForCausalLM
 from stages.items import PROMPT, TEXT, read_items
 from stages.making import Curve, curve, write_making
-from stages.reading import plain
+from stages.reading import around
 from stages.recipes.debate import DebateRecipe, Lessons
+from stages.saving import save
 from stages.settings import read
 from stages.storage import new_directory
 
@@ -31,14 +32,8 @@ def debating(recipe: DebateRecipe, target: PreTrainedModel) -> DebateForCausalLM
 
     Raises BadInput for a layer that the target lacks.
     """
-    config = DebateConfig(
-        target=plain(target.config),
-        target_blocks=path_of(target, blocks(target)),
-        views=[view.resolved(len(blocks(target))) for view in recipe.views],
-        reconcile=recipe.reconcile,
-        dtype="bfloat16",
-        **{name: getattr(target.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-    )
+    views = [view.resolved(len(blocks(target))) for view in recipe.views]
+    config = DebateConfig(views=views, reconcile=recipe.reconcile, **around(target))
     with no_init_weights(), torch.device("meta"):
         model = DebateForCausalLM(config)
     model.target = target
@@ -154,8 +149,7 @@ def main(
             )
     told = figures(model, answers, texts)
     with new_directory(out) as directory:
-        model.bfloat16().save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
+        save(model, tokenizer, directory)
     added = sum(parameter.numel() for parameter in model.reconcile.parameters())
     write_making(making, "debate", [], recipe, 0, added, told, curves)
     print(", ".join(f"{name} {value:.4g}" for name, value in told.items() if value is not None))

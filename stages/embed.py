@@ -12,6 +12,7 @@ from stages.anatomy.loading import load, load_tokenizer
 from stages.command import run
 from stages.making import write_making
 from stages.recipes.embeddings import EmbeddingsRecipe
+from stages.saving import save
 from stages.settings import read
 from stages.storage import new_directory
 
@@ -90,8 +91,7 @@ def main(variant: str, target: Path, donor: Path, out: Path, making: Path, param
     moved = int(figures["tokens_moved"] or 0) * int(figures["tables"] or 0) * width
     added = int(receiving.num_parameters()) - before
     with new_directory(out) as directory:
-        receiving.to(torch.bfloat16).save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
+        save(receiving, tokenizer, directory)
     write_making(making, "embed", [recipe.donor], recipe, moved, added, figures)
     print(f"{figures['tokens_moved']} tokens moved, {figures['tokens_added']} of them new; held-out cosine "
           f"{figures.get('input_cosine', figures.get('output_cosine')):.3f}")  # fmt: skip

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from stages.capabilities.names import task_of
 from stages.command import run
@@ -38,29 +37,25 @@ def alike(rows: pd.DataFrame, sample: pd.DataFrame) -> pd.DataFrame:
     return keyed.loc[wanted].reset_index(drop=True)
 
 
-def by_domain(items: Mapping[str, pd.DataFrame], names: Mapping[str, str], bootstrap: Bootstrap) -> list[dict]:
-    """Rows of right answers by domain, for the models in `names` (name → role) that were asked about several."""
+def by_domain(items: Mapping[str, pd.DataFrame], bootstrap: Bootstrap) -> list[dict[str, Any]]:
+    """Right answers by domain of each model that was asked about several; None for a domain that it was not."""
     rows = []
-    for name, role in names.items():
-        if name not in items:
-            continue
-        cells: dict[str, Any] = {}
+    for name, frame in items.items():
+        cells: dict[str, Any] = dict.fromkeys(DOMAINS)
         for domain in DOMAINS:
-            part = items[name].loc[items[name].task == task_of(domain)]
+            part = frame.loc[frame.task == task_of(domain)]
             if len(part):
                 draws = statistics.draw(part.cluster.to_numpy(), bootstrap)
                 found = statistics.accuracy(draws, part.right.to_numpy(dtype=float))
                 cells[domain] = found.rounded() if isinstance(found, Estimate) else None
-            else:
-                cells[domain] = None
         if sum(cell is not None for cell in cells.values()) > 1:
-            rows.append({"name": name, "role": role, "cells": cells})
+            rows.append({"name": name, "cells": cells})
     return rows
 
 
 def gallery(
     settings: Report, roles: Roles, evaluated: Mapping[str, pd.DataFrame], surveyed: Mapping[str, pd.DataFrame]
-) -> tuple[dict[str, Any], list[dict]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The summary of all surveyed variants, on the items that they have in common, and the rows by domain.
 
     `evaluated` are the rows of the target and the donors, `surveyed` those of the variants and of models asked about
@@ -76,8 +71,8 @@ def gallery(
     items |= {name: alike(rows, sample) for name, rows in whole.items()}
     bootstrap = Bootstrap(settings.resamples, settings.confidence, settings.seed)
     summary = summarize(items, roles, bootstrap, Rules(settings.perplexity_limit, settings.margin))
-    names = {name: "model" for name in surveyed if name not in roles.variants} | dict.fromkeys(variants, "variant")
-    return summary, by_domain(surveyed, names, bootstrap)
+    others = {name: rows for name, rows in surveyed.items() if name not in roles.variants}
+    return summary, by_domain(others | variants, bootstrap)
 
 
 def main(
@@ -85,12 +80,11 @@ def main(
 ) -> None:
     """Lay out every way to graft, judged by the rules that params.yaml gives under `report`."""
     settings = read(params, "report", Report)
-    given = yaml.safe_load(params.read_text())
-    ways = {way: list(given.get(way) or {}) for way in WAYS}
     evaluated = {path.parent.name: read_table(path) for path in sorted(evaluation.glob("*/items.parquet"))}
     roles = read_roles(params, tuple(WAYS), ("adopt", "specialists"))
     roles = replace(roles, donors={name: how for name, how in roles.donors.items() if name in evaluated})
     surveyed = {path.parent.name: read_table(path) for path in sorted(survey.glob("*/items.parquet"))}
+    ways = {way: [name for name, role in roles.variants.items() if role.section == way] for way in WAYS}
     makings = {path.stem: read_json(path) for path in sorted(making.glob("*.json"))}
     synergies = {path.stem: read_json(path) for path in sorted(synergy.glob("*.json"))}
     summary, domains = gallery(settings, roles, evaluated, surveyed)

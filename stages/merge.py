@@ -95,11 +95,11 @@ def merge(recipe: MergeRecipe, target: Path, donors: Mapping[str, Path], out: Pa
         for name, before in ours.items():
             after = before
             if before.is_floating_point():
-                stack = torch.stack([each[name].float() for each in theirs])
-                after = rounded(merged(recipe, name, before.float(), stack) if made is None else made[name])
-                vectors = stack - before.float()
+                base, stack = before.float(), torch.stack([each[name].float() for each in theirs])
+                after = rounded(merged(recipe, name, base, stack) if made is None else made[name])
+                vectors = stack - base
                 wanted = torch.tensordot(weights, vectors, dims=1).double()
-                told.along += float(((after.float() - before.float()) * wanted).sum())
+                told.along += float(((after.float() - base) * wanted).sum())
                 told.wanted += float(wanted.square().sum())
                 told.disputed += int(conflicts(vectors))
             told.moves.note(name, before, after)

@@ -20,6 +20,7 @@ from stages.errors import BadInput
 from stages.items import PROMPT, TEXT, read_items
 from stages.making import Curve, curve, write_making
 from stages.recipes.projection import By, ProjectionRecipe
+from stages.saving import save
 from stages.settings import read
 from stages.storage import new_directory
 
@@ -197,8 +198,7 @@ def main(
     moved = 0 if same else sum(recipe.count(len(n)) * n.parameters for n in projection.given.values())
     added = receiving.num_parameters() - before
     with new_directory(out) as directory:
-        receiving.to(torch.bfloat16).save_pretrained(directory)
-        tokenizers[0].save_pretrained(directory)
+        save(receiving, tokenizers[0], directory)
     write_making(making, "project", [recipe.donor], recipe, moved, added, figures, curves)
     print(
         f"{figures['kept']:g} of {figures['neurons']:g} neurons in {figures['blocks']} blocks: divergence "

@@ -68,6 +68,17 @@ def cut(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
     return type(config).from_dict(values)
 
 
+def around(target: PreTrainedModel) -> dict[str, Any]:
+    """What the configuration of every graft says of its target."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {
+        "target": plain(target.config),
+        "target_blocks": path_of(target, blocks(target)),
+        "dtype": "bfloat16",
+        **{name: getattr(target.config, name) for name in names},
+    }
+
+
 def plain(config: PreTrainedConfig) -> dict[str, Any]:
     """A configuration as a dict without traces of where it lay."""
     left_out = ("_name_or_path", "transformers_version", "dtype", "architectures")

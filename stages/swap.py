@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
 
 from stages.anatomy.experts import check, implanted
@@ -13,6 +12,7 @@ from stages.command import run
 from stages.making import write_making
 from stages.recipes.experts import ExpertsRecipe, given
 from stages.recipes.router import Questions, questions
+from stages.saving import save
 from stages.settings import read as read_params
 from stages.storage import new_directory
 
@@ -47,8 +47,7 @@ def main(variant: str, target: Path, donor: Path, out: Path, making: Path, param
         figures |= {f"{name}_of_target": value for name, value in usual.items()}
         write_making(making, "swap", [recipe.donor], recipe, moved, 0, {**figures, "items": recipe.test})
         with new_directory(out) as directory:
-            model.to(torch.bfloat16).save_pretrained(directory)
-            tokenizer.save_pretrained(directory)
+            save(model, tokenizer, directory)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from stages.items import PROMPT, TEXT, read_items
 from stages.making import Curve, curve, write_making
 from stages.moves import Moves
 from stages.recipes.weights import Sweep, WeightsRecipe, chosen, redrawn
+from stages.saving import save
 from stages.settings import read
 from stages.storage import new_directory, read_json, write_json
 from stages.tables import read_table
@@ -83,8 +84,7 @@ def write_graft(
         start = before.get(id(parameter), parameter)
         moves.note(name, start.to(torch.bfloat16), parameter.to(torch.bfloat16))
     with new_directory(out) as directory:
-        model.to(torch.bfloat16).save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
+        save(model, tokenizer, directory)
         write_json(directory / "transplant.json", told)
     return moves
 

@@ -16,6 +16,7 @@ from stages.command import run
 from stages.errors import BadInput
 from stages.making import write_making
 from stages.recipes.bank import WithdrawRecipe
+from stages.saving import save
 from stages.settings import read
 from stages.storage import new_directory
 
@@ -88,8 +89,7 @@ def main(variant: str, target: Path, bank: Path, out: Path, making: Path, params
     receiving, tokenizer = load(target, device="cpu"), load_tokenizer(target)
     figures = withdraw(recipe, bank, receiving, tokenizer)
     with new_directory(out) as directory:
-        receiving.to(torch.bfloat16).save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
+        save(receiving, tokenizer, directory)
     moved = figures.pop("parameters")
     write_making(making, "withdraw", [read_catalog(bank)["donor"]], recipe, moved, 0, figures)
     print(f"{figures['components']} components, {moved} parameters from the bank {recipe.bank}")

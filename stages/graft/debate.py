@@ -4,24 +4,17 @@ import math
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    Cache,
-    DynamicCache,
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .donor import accepted
+from .host import HostConfig, HostForCausalLM
 from .noise import Normal
 
 KINDS = ("average", "entropy", "maximum", "gate")
 
 
-class DebateConfig(PreTrainedConfig):
+class DebateConfig(HostConfig):
     """The target's configuration, its views, and how they are reconciled.
 
     A view is `{temperature, noise, layer, seed, skip}`: noise of so many root mean squares leaves block `layer`, the
@@ -30,25 +23,9 @@ class DebateConfig(PreTrainedConfig):
 
     model_type = "debate"
 
-    def __init__(
-        self,
-        target: dict | None = None,
-        target_blocks: str = "",
-        views: list[dict] | None = None,
-        reconcile: str = "average",
-        **kwargs,
-    ):
-        self.target, self.target_blocks = target or {}, target_blocks
+    def __init__(self, views: list[dict] | None = None, reconcile: str = "average", **kwargs):
         self.views, self.reconcile = views or [], reconcile
-        kwargs.setdefault("tie_word_embeddings", bool(self.target.get("tie_word_embeddings", True)))
         super().__init__(**kwargs)
-
-    def target_config(self) -> PreTrainedConfig:
-        return AutoConfig.for_model(**self.target)
-
-    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
-        """The target's, which is what generation asks sizes of."""
-        return self.target_config() if self.target else self
 
 
 class DebateCache(DynamicCache):
@@ -118,33 +95,23 @@ class Reconcile(nn.Module):
         return (scaled[:, 0] + beyond.sum(1)).to(logits.dtype)
 
 
-class DebateForCausalLM(PreTrainedModel, GenerationMixin):
+class DebateForCausalLM(HostForCausalLM):
     """The target read by all views at once, as rows of one batch; it takes and gives what the target does."""
 
     config_class = DebateConfig
-    base_model_prefix = "target"
-    _supports_sdpa = True
-    _supports_attention_backend = True
 
     def __init__(self, config: DebateConfig):
         super().__init__(config)
-        self.target = AutoModelForCausalLM.from_config(config.target_config())
         self.head = nn.Identity()  # sees the views' states side by side, so that who picks positions picks all views'
         self.reconcile = Reconcile(config.reconcile, [view["temperature"] for view in config.views])
         self.noises = [Normal(view["seed"]) for view in config.views]
         self.post_init()
 
-    def get_input_embeddings(self):
-        return self.target.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.target.set_input_embeddings(value)
-
     def get_output_embeddings(self):
         return self.head
 
-    def _init_weights(self, module):
-        """Every weight comes from the file."""
+    def new_cache(self) -> DebateCache:
+        return DebateCache(self.config.target_config(), len(self.config.views))
 
     def forward(
         self,
@@ -164,7 +131,7 @@ class DebateForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("Expected input_ids or inputs_embeds, and an attention mask [batch, tokens] or none.")
         views = len(self.config.views)
         use_cache = past_key_values is not None if use_cache is None else use_cache
-        cache = self._cache(past_key_values) if use_cache else None
+        cache = self.own_cache(past_key_values) if use_cache else None
         seen = 0 if cache is None else cache.get_seq_length()
         if attention_mask is None:
             position = torch.arange(seen, seen + new.shape[1], device=new.device).expand(len(new), -1)
@@ -220,16 +187,6 @@ class DebateForCausalLM(PreTrainedModel, GenerationMixin):
         held = {view["layer"] for view in views if view["noise"]} | {i for view in views for i in view["skip"]}
         handles = [inner[i].register_forward_hook(of_block(i), with_kwargs=True) for i in sorted(held)]
         return [*handles, self.target.get_output_embeddings().register_forward_pre_hook(enter_head)]
-
-    def _cache(self, given: Cache | None) -> DebateCache:
-        if isinstance(given, DebateCache):
-            return given
-        if given is not None and (given.get_seq_length() or type(given) is not DynamicCache):
-            raise ValueError(
-                f"Expected the cache that this model returned, or an empty DynamicCache, got {type(given).__name__} "
-                f"with {given.get_seq_length()} tokens; start without one."
-            )
-        return DebateCache(self.config.target_config(), len(self.config.views))
 
 
 DebateConfig.register_for_auto_class()

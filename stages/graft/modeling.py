@@ -2,15 +2,7 @@
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    Cache,
-    DynamicCache,
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, Cache, DynamicCache, PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .blade import Injection
@@ -19,6 +11,7 @@ from .condition import Condition
 from .donor import Donor, accepted
 from .fusion import Fusion
 from .heard import Heard
+from .host import HostConfig, HostForCausalLM
 from .implant import Implant
 from .router import RouterBias
 from .shared import Shared
@@ -36,7 +29,7 @@ KINDS: dict[str, type[nn.Module]] = {
 """The parts that a graft can have: modules with a method `attach` that takes the pass under way."""
 
 
-class GraftConfig(PreTrainedConfig):
+class GraftConfig(HostConfig):
     """The configurations of target and donors, and the parts between them.
 
     A donor is `{config, blocks, spelled, taken}`, as Donor takes them; a part is `{kind, ...}` with what its class
@@ -45,25 +38,9 @@ class GraftConfig(PreTrainedConfig):
 
     model_type = "graft"
 
-    def __init__(
-        self,
-        target: dict | None = None,
-        target_blocks: str = "",
-        donors: list[dict] | None = None,
-        parts: list[dict] | None = None,
-        **kwargs,
-    ):
-        self.target, self.target_blocks = target or {}, target_blocks
+    def __init__(self, donors: list[dict] | None = None, parts: list[dict] | None = None, **kwargs):
         self.donors, self.parts = donors or [], parts or []
-        kwargs.setdefault("tie_word_embeddings", bool(self.target.get("tie_word_embeddings", True)))
         super().__init__(**kwargs)
-
-    def target_config(self) -> PreTrainedConfig:
-        return AutoConfig.for_model(**self.target)
-
-    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
-        """The target's, which is what generation asks sizes of."""
-        return self.target_config() if self.target else self
 
 
 class GraftCache(DynamicCache):
@@ -98,34 +75,22 @@ class GraftCache(DynamicCache):
         self.memories.clear()
 
 
-class GraftForCausalLM(PreTrainedModel, GenerationMixin):
+class GraftForCausalLM(HostForCausalLM):
     """The target with its parts; it takes and gives what the target does."""
 
     config_class = GraftConfig
-    base_model_prefix = "target"
-    _supports_sdpa = True
-    _supports_attention_backend = True
+    called = "graft"
 
     def __init__(self, config: GraftConfig):
         super().__init__(config)
-        self.target = AutoModelForCausalLM.from_config(config.target_config())
         self.donors = nn.ModuleList(
             Donor(AutoConfig.for_model(**d["config"]), d["blocks"], d["spelled"], d["taken"]) for d in config.donors
         )
         self.parts = nn.ModuleList(_part(**spec) for spec in config.parts)
         self.post_init()
 
-    def get_input_embeddings(self):
-        return self.target.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.target.set_input_embeddings(value)
-
-    def get_output_embeddings(self):
-        return self.target.get_output_embeddings()
-
-    def _init_weights(self, module):
-        """Every weight comes from the file."""
+    def new_cache(self) -> GraftCache:
+        return GraftCache(self.config.target_config())
 
     def forward(
         self,
@@ -143,7 +108,7 @@ class GraftForCausalLM(PreTrainedModel, GenerationMixin):
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("A graft may read text through a donor too: pass input_ids, not inputs_embeds.")
         use_cache = past_key_values is not None if use_cache is None else use_cache
-        cache = self._cache(past_key_values) if use_cache else None
+        cache = self.own_cache(past_key_values) if use_cache else None
         seen = 0 if cache is None else cache.get_seq_length()
         mask = attention_mask
         if mask is None:
@@ -169,16 +134,6 @@ class GraftForCausalLM(PreTrainedModel, GenerationMixin):
                 **positions,
                 **kwargs,
             )
-
-    def _cache(self, given: Cache | None) -> GraftCache:
-        if isinstance(given, GraftCache):
-            return given
-        if given is not None and (given.get_seq_length() or type(given) is not DynamicCache):
-            raise ValueError(
-                f"Expected the cache that this graft returned, or an empty DynamicCache, got {type(given).__name__} "
-                f"with {given.get_seq_length()} tokens; start without one."
-            )
-        return GraftCache(self.config.target_config())
 
 
 def _part(kind: str, **given) -> nn.Module:

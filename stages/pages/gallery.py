@@ -42,7 +42,7 @@ def render(
 ) -> str:
     """The page as HTML; `ways` holds the variants of each section, `makings` what each variant's making showed.
 
-    `domains` are rows `{"name", "role", "cells": {domain: figure}}` of what each model answers in each domain.
+    `domains` are rows `{"name", "cells": {domain: figure}}` of what each model answers in each domain.
     """
     charts = Charts()
     groups = views.groups(summary, roles)

@@ -23,6 +23,8 @@ class Role(pydantic.BaseModel):
     control_for: str | None = None
     strategy: str | None = None
     """`auto` where the plan is followed."""
+    section: str = ""
+    """Of params.yaml, that it stands in."""
 
     @property
     def giver(self) -> str | None:
@@ -67,14 +69,13 @@ def read_roles(params: Path, sections: Sequence[str] = REPORTED, givers: Sequenc
     told = parse({k: found[k] for k in model.model_fields if found.get(k) is not None}, str(params), model)
     donors = {name: how for section in givers for name, how in getattr(told, section).items()}
     named: dict[str, Role] = {}
-    home: dict[str, str] = {}
     for section in sections:
         for name, role in getattr(told, section).items():
             if name in named:
-                raise BadInput(f"{home[name]} and {section} both have a variant {name!r}, expected one of them; "
-                               "rename the other.")  # fmt: skip
-            named[name] = role.model_copy(update={"strategy": "auto"}) if section == "auto" else role
-            home[name] = section
+                raise BadInput(f"{named[name].section} and {section} both have a variant {name!r}, expected one of "
+                               "them; rename the other.")  # fmt: skip
+            known = {"section": section} | ({"strategy": "auto"} if section == "auto" else {})
+            named[name] = role.model_copy(update=known)
     for name, role in named.items():
         if role.donor not in (None, "target", *donors):
             under = " or ".join(givers)

@@ -159,11 +159,7 @@ def specified(
     layers = [layer_index(layer, depths[0]) for layer in several(recipe.layer)]
     taken = [layer_index(layer, depths[1]) for layer in several(recipe.donor_layer)]
     widths = giving.config.hidden_size, receiving.config.hidden_size
-    if recipe.bridge not in ("linear", "mixture") and widths[0] != widths[1]:
-        raise BadInput(
-            f"Donor {recipe.donor!r} has width {widths[0]} and the target {widths[1]}; expected equal widths "
-            "or a bridge: set bridge: linear."
-        )
+    check_widths(recipe.donor, widths, recipe.bridge)
     if len(set(layers)) != len(layers):
         raise BadInput(f"Expected layers that differ, got {layers} of the target's {depths[0]}; name each once.")
     shape = {"gate": recipe.gate, "bridge": recipe.bridge, "mix": recipe.mix, "alpha": recipe.alpha}
@@ -182,6 +178,15 @@ def specified(
             )
         specs.append({"kind": "condition", "donor": 0, "layer": early, "width": widths[1]})
     return specs, taken
+
+
+def check_widths(donor: str, widths: tuple[int, int], bridge: str) -> None:
+    """Raises BadInput where a donor of the first width meets a target of the second without a bridge between."""
+    if bridge not in ("linear", "mixture") and widths[0] != widths[1]:
+        raise BadInput(
+            f"Donor {donor!r} has width {widths[0]} and the target {widths[1]}; expected equal widths or a bridge: "
+            "set bridge: linear."
+        )
 
 
 def built(spec: dict[str, Any]) -> Injection | Condition:

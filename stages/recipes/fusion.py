@@ -10,10 +10,9 @@ import torch
 
 from stages.anatomy.blocks import blocks, layer_index
 from stages.anatomy.loading import load, load_tokenizer
-from stages.errors import BadInput
 from stages.graft.fusion import Fusion
 from stages.reading import Reading, reading
-from stages.recipes.blade import Training
+from stages.recipes.blade import Training, check_widths
 from stages.recipes.implant import Host, Implanting, drawn_only, implanted
 from stages.settings import Settings
 
@@ -107,11 +106,8 @@ def _read(
     for name, speaking in wanted.items():
         giving = load(donors[name])
         widths = giving.config.hidden_size, into.model.config.hidden_size
-        if widths[0] != widths[1] and any(member.bridge != "linear" for _, member in speaking):
-            raise BadInput(
-                f"Donor {name!r} has width {widths[0]} and the target {widths[1]}; expected equal widths or a bridge: "
-                "set bridge: linear."
-            )
+        for _, member in speaking:
+            check_widths(name, widths, member.bridge)
         layers = [layer_index(member.donor_layer, len(blocks(giving))) for _, member in speaking]
         places |= {number: (len(readings), place) for place, (number, _) in enumerate(speaking)}
         readings.append(reading(giving, load_tokenizer(donors[name]), into.model, into.tokenizer, layers))

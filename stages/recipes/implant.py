@@ -14,7 +14,7 @@ from stages.anatomy.sites import sites_of
 from stages.errors import BadInput
 from stages.graft.implant import Implant
 from stages.organ import cut_out
-from stages.recipes.blade import Training
+from stages.recipes.blade import Training, check_widths
 from stages.settings import Settings
 
 
@@ -86,11 +86,7 @@ def implanted(recipe: Implanting, donor: Path, into: Host) -> dict[str, Any]:
     """
     giving = load(donor)
     widths = giving.config.hidden_size, into.model.config.hidden_size
-    if recipe.bridge != "linear" and widths[0] != widths[1]:
-        raise BadInput(
-            f"Donor {recipe.donor!r} has width {widths[0]} and the target {widths[1]}; expected equal widths "
-            "or a bridge: set bridge: linear."
-        )
+    check_widths(recipe.donor, widths, recipe.bridge)
     cut = cut_out(giving, layer_index(recipe.donor_layer, len(blocks(giving))), recipe.part)
     return {
         "organ": cut.spec,
