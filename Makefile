@@ -25,7 +25,7 @@ $(VENV)/.installed: requirements.in constraints.txt
 demo: install
 	python -m flows.pipeline report
 
-# Every way to graft, each variant beside its control: the better part of an hour on two cores.
+# Every way to graft, each variant beside its control.
 gallery: install
 	python -m flows.pipeline gallery
 

@@ -102,3 +102,18 @@ def padded(rows: list[list[int]], side: str = "left", filler: int = 0) -> tuple[
         ids.append([*pads, *row] if side == "left" else [*row, *pads])
         mask.append([0] * len(pads) + ones if side == "left" else ones + [0] * len(pads))
     return torch.tensor(ids), torch.tensor(mask)
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """[batch, tokens, vocabulary], by a pass without a cache."""
+    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+
+def assert_padding_changes_no_logit(model: PreTrainedModel, rows: list[list[int]], side: str) -> None:
+    """Each of the rows, padded on that side to the longest, is read as it is alone."""
+    ids, mask = padded(rows, side, filler=40)
+    found = logits(model, ids, mask)
+    for row, plain in enumerate(rows):
+        alone = logits(model, torch.tensor([plain]))[0]
+        torch.testing.assert_close(found[row][mask[row].bool()], alone, atol=1e-4, rtol=1e-4)

@@ -59,11 +59,6 @@ def built(root: Path, family: str = "llama", **given):
     return grafts.loaded(root / "graft")
 
 
-@torch.no_grad()
-def told(model, ids, mask=None) -> torch.Tensor:
-    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-
-
 def kept(site: Site, predictions: bool = False):
     return keep(site, [(tuple(row), 1) for row in ROWS], predictions)
 
@@ -72,7 +67,7 @@ def kept(site: Site, predictions: bool = False):
 def test_an_untrained_fusion_is_the_target_bit_for_bit_and_all_of_it_can_learn(tmp_path, combiner):
     _, whole, site = made(tmp_path, combiner=combiner)
     states = keep(site, [(tuple(ROWS[0]), 1)], predictions=False)
-    plain = told(load(grafts.target(tmp_path)), torch.tensor(ROWS[:1]))[0, :-1]
+    plain = grafts.logits(load(grafts.target(tmp_path)), torch.tensor(ROWS[:1]))[0, :-1]
     assert torch.equal(logits(site, states)[0], plain)
     optimizer = torch.optim.SGD([p for p in whole.part.parameters() if p.requires_grad], lr=0.05)
     for _ in range(4):
@@ -108,9 +103,9 @@ def test_kept_states_give_the_logits_of_the_whole_graft_and_of_its_cache(tmp_pat
     graft = built(tmp_path, family, combiner=combiner)
     into, whole, site = made(tmp_path, family, combiner=combiner)
     stirred(whole.part)
-    alone = torch.cat([told(graft, torch.tensor([row]))[0, :-1] for row in ROWS])
+    alone = torch.cat([grafts.logits(graft, torch.tensor([row]))[0, :-1] for row in ROWS])
     assert torch.allclose(logits(site, kept(site))[0], alone, atol=1e-4, rtol=1e-4)
-    plain = torch.cat([told(into.model, torch.tensor([row]))[0, :-1] for row in ROWS])
+    plain = torch.cat([grafts.logits(into.model, torch.tensor([row]))[0, :-1] for row in ROWS])
     assert not torch.allclose(alone, plain, atol=1e-2)
     ids, mask = grafts.padded(ROWS)
     cached = graft.generate(input_ids=ids, attention_mask=mask, use_cache=True, **GREEDY)
@@ -120,11 +115,7 @@ def test_kept_states_give_the_logits_of_the_whole_graft_and_of_its_cache(tmp_pat
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_no_logit(tmp_path, side):
     graft = built(tmp_path)
-    ids, mask = grafts.padded(ROWS, side, filler=40)
-    found = told(graft, ids, mask)
-    for row, plain in enumerate(ROWS):
-        alone = told(graft, torch.tensor([plain]))[0]
-        assert torch.allclose(found[row][mask[row].bool()], alone, atol=1e-4, rtol=1e-4)
+    grafts.assert_padding_changes_no_logit(graft, ROWS, side)
 
 
 def test_a_donor_that_two_members_hear_is_carried_once(tmp_path):

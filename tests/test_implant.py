@@ -55,11 +55,6 @@ def built(root: Path, receiving: Path, giving: Path, **given):
     return grafts.loaded(root / "graft")
 
 
-@torch.no_grad()
-def told(model, ids, mask=None) -> torch.Tensor:
-    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_organ_gives_what_the_part_gives_inside_its_donor(family):
     donor, layer = tiny(family), 2
@@ -115,7 +110,7 @@ def test_its_own_module_between_identity_bridges_changes_no_logit(tmp_path, fami
     write_graft(into.model, into.tokenizer, [], [(own, spec)], tmp_path / "graft")
     ids = torch.tensor(ROWS[:1])
     assert torch.allclose(
-        told(grafts.loaded(tmp_path / "graft"), ids), told(load(receiving), ids), atol=1e-5, rtol=1e-5
+        grafts.logits(grafts.loaded(tmp_path / "graft"), ids), grafts.logits(load(receiving), ids), atol=1e-5, rtol=1e-5
     )
 
 
@@ -129,7 +124,7 @@ def test_an_untrained_implant_is_the_target_bit_for_bit_and_can_leave_it(tmp_pat
     into, part, _ = made(receiving, giving, **given)
     site = Site(into.model, into.layer, (), part)
     (kept,) = keep(site, [(tuple(ROWS[0]), 1)], predictions=False)
-    found, plain = logits(site, [kept])[0], told(load(receiving), torch.tensor(ROWS[:1]))[0, :-1]
+    found, plain = logits(site, [kept])[0], grafts.logits(load(receiving), torch.tensor(ROWS[:1]))[0, :-1]
     assert torch.equal(found, plain)
     if given.get("gate") == "closed":
         return
@@ -150,9 +145,11 @@ def test_kept_states_give_the_logits_of_the_whole_graft_and_of_its_cache(tmp_pat
     stirred(part)
     site = Site(into.model, into.layer, (), part)
     kept = keep(site, [(tuple(row), 1) for row in ROWS], predictions=False)
-    whole = torch.cat([told(graft, torch.tensor([row]))[0, :-1] for row in ROWS])
+    whole = torch.cat([grafts.logits(graft, torch.tensor([row]))[0, :-1] for row in ROWS])
     assert torch.allclose(logits(site, kept)[0], whole, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(whole, torch.cat([told(into.model, torch.tensor([r]))[0, :-1] for r in ROWS]), atol=1e-2)
+    assert not torch.allclose(
+        whole, torch.cat([grafts.logits(into.model, torch.tensor([r]))[0, :-1] for r in ROWS]), atol=1e-2
+    )
     ids, mask = grafts.padded(ROWS)
     cached = graft.generate(input_ids=ids, attention_mask=mask, use_cache=True, **GREEDY)
     assert cached.shape[1] > ids.shape[1]
@@ -168,18 +165,14 @@ def test_each_step_of_a_generation_gives_the_logits_of_a_whole_pass(tmp_path, pa
             step = graft(input_ids=ids[:, column : column + 1], past_key_values=cache, use_cache=True)
         cache = step.past_key_values
         steps.append(step.logits[0, -1])
-    assert torch.allclose(torch.stack(steps), told(graft, ids)[0], atol=1e-4, rtol=1e-4)
+    assert torch.allclose(torch.stack(steps), grafts.logits(graft, ids)[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("giving", ["llama", "gpt2", "bloom", "mistral", "mixtral"])
 def test_padding_changes_no_logit(tmp_path, giving, side):
     graft = built(tmp_path, grafts.target(tmp_path), grafts.target(tmp_path, giving, seed=1))
-    ids, mask = grafts.padded(ROWS, side, filler=40)
-    found = told(graft, ids, mask)
-    for row, plain in enumerate(ROWS):
-        alone = told(graft, torch.tensor([plain]))[0]
-        assert torch.allclose(found[row][mask[row].bool()], alone, atol=1e-4, rtol=1e-4)
+    grafts.assert_padding_changes_no_logit(graft, ROWS, side)
 
 
 def test_beams_with_a_cache_are_those_without(tmp_path):

@@ -13,13 +13,9 @@ from stages.anatomy.blocks import attention_of, blocks, mlp_output_of
 from stages.anatomy.modules import weighted_paths
 from stages.anatomy.names import kind_of, layer_of, matching, neurons_of
 from stages.anatomy.places import Channels
+from stages.anatomy.projections import Slot, outputs, projections
 from stages.anatomy.sites import sites_of
 from stages.errors import BadInput
-
-_BY_GROUP = "query_key_value"
-"""The fused projection that holds, group by group, the group's queries, its key and its value; others hold all queries,
-then all keys, then all values."""
-_FUSED = ("qkv_proj", "c_attn", _BY_GROUP)
 
 
 @dataclass(frozen=True)
@@ -109,38 +105,26 @@ def _form(site: str) -> str:
 def _heads(attention: nn.Module, places: list[Channels], names: Mapping[int, str]) -> Iterator[tuple[str, list[Piece]]]:
     """The pieces of each head, then of each group of heads; nothing for projections of an unknown form."""
     count, width = len(places), places[0].channels.stop
-    inside = {name: module for name, module in attention.named_children() if isinstance(module, nn.Linear | Conv1D)}
-    fused = next((name for name in _FUSED if name in inside), None)
-    three = [inside.get(f"{letter}_proj") for letter in "qkv"]
-    if fused is None and None in three:
+    heads = projections(attention, count, width)
+    if not heads:
         return
-    rows = _outputs(inside[fused]) if fused else _outputs(three[1])
-    groups = (rows // width - count) // 2 if fused else rows // width
-    share = count // groups
+    share = count // len({each["k"][1] for each in heads})
 
-    def at(module: nn.Module | None, slot: int) -> list[Piece]:
-        assert module is not None
-        return _channels(module, names, range(slot * width, (slot + 1) * width), entering=False)
-
-    def query(head: int) -> list[Piece]:
-        slot = head // share * (share + 2) + head % share if fused == _BY_GROUP else head
-        return at(inside[fused] if fused else three[0], slot)
+    def at(slot: Slot) -> list[Piece]:
+        module, number = slot
+        return _channels(module, names, range(number * width, (number + 1) * width), entering=False)
 
     def shared(group: int) -> list[Piece]:
-        if fused is None:
-            return at(three[1], group) + at(three[2], group)
-        slots = (count + group, count + groups + group)
-        if fused == _BY_GROUP:
-            slots = (group * (share + 2) + share, group * (share + 2) + share + 1)
-        return [piece for slot in slots for piece in at(inside[fused], slot)]
+        return [piece for letter in "kv" for piece in at(heads[group * share][letter])]
 
     own = [
-        query(head) + _channels(place.module, names, range(place.channels.start, place.channels.stop), entering=True)
+        at(heads[head]["q"])
+        + _channels(place.module, names, range(place.channels.start, place.channels.stop), entering=True)
         for head, place in enumerate(places)
     ]
     for head, pieces in enumerate(own):
         yield f"heads.{head}", pieces + (shared(head) if share == 1 else [])
-    for group in range(groups):
+    for group in range(count // share):
         members = own[group * share : (group + 1) * share]
         yield f"groups.{group}", [piece for member in members for piece in member] + shared(group)
 
@@ -162,7 +146,7 @@ def _neurons(model: PreTrainedModel, site: str) -> tuple[Piece, ...]:
     found = list(_channels(place.module, names, range(span.start, span.stop), entering=True))
     for module in _matrices(block, last):
         if module is not place.module:
-            rows = [start + i for start in range(0, _outputs(module), count) for i in range(span.start, span.stop)]
+            rows = [start + i for start in range(0, outputs(module), count) for i in range(span.start, span.stop)]
             found += _channels(module, names, rows, entering=False)
     return tuple(found)
 
@@ -179,11 +163,6 @@ def _site(found: Mapping[str, list[Piece]], path: str) -> str:
     return next(
         site for site, pieces in found.items() if pieces[0].parameter.rpartition(".")[0] == path and site.count(".") > 1
     )
-
-
-def _outputs(module: nn.Module | None) -> int:
-    assert isinstance(module, nn.Linear | Conv1D)
-    return module.weight.shape[1] if isinstance(module, Conv1D) else module.weight.shape[0]
 
 
 def _channels(module: nn.Module, names: Mapping[int, str], index: Iterable[int], entering: bool) -> list[Piece]:

@@ -11,11 +11,10 @@ from transformers.pytorch_utils import Conv1D
 from stages.anatomy.blocks import attention_of, blocks, mlp_of, stack
 from stages.anatomy.names import kind_of
 from stages.anatomy.places import Channels, Expert, Router
+from stages.anatomy.projections import projections
 from stages.anatomy.sites import sites_of
 
 Index = tuple[slice | int, ...]
-_GROUPED, _STACKED = ("query_key_value",), ("qkv_proj", "c_attn")
-"""Fused projections: queries, key and value group after group; or all queries, all keys, all values."""
 
 
 @dataclass(frozen=True)
@@ -113,26 +112,11 @@ def _whole(module: nn.Module) -> Component:
 
 def _head(attention: nn.Module | None, place: Channels, count: int) -> Iterator[tuple[str, Piece]]:
     """A head's pieces; nothing where the matrices are unknown."""
-    children = dict(attention.named_modules()) if attention is not None else {}
     own, width = place.channels, place.channels.stop - place.channels.start
-    head = own.start // width
-    fused = next((children[name] for name in (*_GROUPED, *_STACKED) if name in children), None)
-    if fused is not None:
-        groups = (_outputs(fused) // width - count) // 2
-        group, queries = head // (count // groups), count // groups
-        if any(name in children for name in _GROUPED):
-            first = group * (queries + 2)
-            starts = {"q": first + head % queries, "k": first + queries, "v": first + queries + 1}
-        else:
-            starts = {"q": head, "k": count + group, "v": count + groups + group}
-        read = {name: (fused, start) for name, start in starts.items()}
-    elif all(f"{name}_proj" in children for name in "qkv"):
-        groups = _outputs(children["k_proj"]) // width
-        group = head // (count // groups)
-        read = {name: (children[f"{name}_proj"], head if name == "q" else group) for name in "qkv"}
-    else:
+    heads = projections(attention, count, width) if attention is not None else []
+    if not heads:
         return
-    for name, (matrix, start) in read.items():
+    for name, (matrix, start) in heads[own.start // width].items():
         rows = slice(start * width, (start + 1) * width)
         across = (slice(None), rows) if isinstance(matrix, Conv1D) else (rows,)
         yield name, Piece(matrix.get_parameter("weight"), across)
@@ -140,8 +124,3 @@ def _head(attention: nn.Module | None, place: Channels, count: int) -> Iterator[
             yield f"{name}_bias", Piece(matrix.get_parameter("bias"), (rows,))
     across = (own,) if isinstance(place.module, Conv1D) else (slice(None), own)
     yield "o", Piece(place.module.get_parameter("weight"), across)
-
-
-def _outputs(matrix: nn.Module) -> int:
-    """Channels of a matrix's output."""
-    return matrix.get_parameter("weight").shape[1 if isinstance(matrix, Conv1D) else 0]

@@ -20,6 +20,7 @@ from stages.graft.debate import Reconcile
 from stages.recipes.debate import DebateRecipe
 from tests import grafts
 from tests.families import FAMILIES, MIXTURES, loglikelihoods, tiny, token_ids
+from tests.grafts import logits
 
 ROWS = [grafts.bpe()(text).input_ids for text in grafts.SENTENCES[:3]]
 VIEWS = ({}, {"noise": 0.3, "layer": 1, "seed": 3}, {"skip": [2], "temperature": 1.4}, {"noise": 0.2, "layer": 2})
@@ -40,11 +41,6 @@ def debate(family: str = "llama", views=VIEWS, reconcile: str = "entropy") -> An
     return made
 
 
-@torch.no_grad()
-def logits(model, ids, mask=None) -> torch.Tensor:
-    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-
-
 @pytest.mark.parametrize("reconcile", ["average", "entropy", "maximum", "gate"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equal_views_are_the_model_itself(family, reconcile):
@@ -63,11 +59,7 @@ def test_with_a_cache_and_in_any_batch_it_says_the_same(family):
     cached = model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **greedy)
     assert torch.equal(cached, model.generate(input_ids=ids, attention_mask=mask, use_cache=False, **greedy))
     for side in ("left", "right"):
-        ids, mask = grafts.padded(ROWS, side, filler=40)
-        told = logits(model, ids, mask)
-        for row, text in enumerate(ROWS):
-            alone = logits(model, torch.tensor([text]))[0]
-            torch.testing.assert_close(told[row][mask[row].bool()], alone, atol=1e-4, rtol=1e-4)
+        grafts.assert_padding_changes_no_logit(model, ROWS, side)
     ids = torch.tensor(ROWS[:1])
     assert not torch.allclose(logits(model, ids), logits(model.target, ids), atol=1e-2)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

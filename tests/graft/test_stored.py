@@ -14,6 +14,7 @@ from stages.maths.autoencoder import Autoencoder
 from stages.recipes.stored import scaling
 from tests import grafts
 from tests.families import FAMILIES
+from tests.grafts import logits
 
 WIDTH, COUNT = 32, 6
 ROWS = [grafts.bpe()(text).input_ids for text in grafts.SENTENCES[:3]]
@@ -45,11 +46,6 @@ def written(root: Path, family: str, source: str, **given) -> tuple[PreTrainedMo
     target = load(receiving)
     write_graft(target, load_tokenizer(receiving), [], [part(source, **given)], root / "graft")
     return load(receiving), grafts.loaded(root / "graft")
-
-
-@torch.no_grad()
-def logits(model, ids, mask=None) -> torch.Tensor:
-    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
 def test_a_vector_is_added_under_its_gate():
@@ -102,11 +98,7 @@ def test_a_graft_in_memory_reloaded_cached_and_batched_says_the_same(tmp_path, f
     cached = graft.generate(input_ids=ids, attention_mask=mask, use_cache=True, **greedy)
     assert torch.equal(cached, graft.generate(input_ids=ids, attention_mask=mask, use_cache=False, **greedy))
     for side in ("left", "right"):
-        ids, mask = grafts.padded(ROWS, side, filler=40)
-        told = logits(graft, ids, mask)
-        for row, text in enumerate(ROWS):
-            alone = logits(graft, torch.tensor([text]))[0]
-            torch.testing.assert_close(told[row][mask[row].bool()], alone, atol=1e-4, rtol=1e-4)
+        grafts.assert_padding_changes_no_logit(graft, ROWS, side)
 
 
 def test_an_unknown_source_is_refused_with_the_valid_ones():
