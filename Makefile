@@ -1,7 +1,7 @@
 # `make demo` runs the main job on a real model, `make test` the tests; both install what is missing.
 PY ?= python3
 VENV := .venv
-DONORS := $(addprefix specialize@,sibling units dates letters calculator moe)
+DONORS := $(addprefix specialize@,sibling units dates letters calculator moe) further@dates_moe
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_PYTHON_DOWNLOADS := never
@@ -44,4 +44,4 @@ check: install
 # Trains the donors in git anew: minutes on a GPU, hours without. Then commit data/donors and dvc.lock.
 donors: install
 	dvc unfreeze $(DONORS)
-	dvc repro specialize; status=$$?; dvc freeze $(DONORS); exit $$status
+	dvc repro specialize further; status=$$?; dvc freeze $(DONORS); exit $$status

@@ -10,7 +10,7 @@ from stages.anatomy.loading import load, load_tokenizer
 from stages.anatomy.routing import routers_of
 from stages.command import run
 from stages.making import write_making
-from stages.recipes.experts import ExpertsRecipe, given
+from stages.recipes.experts import ExpertsRecipe, given, places
 from stages.recipes.router import Questions, questions
 from stages.saving import save
 from stages.settings import read as read_params
@@ -37,7 +37,7 @@ def main(variant: str, target: Path, donor: Path, out: Path, making: Path, param
     recipe = read_params(params, f"swap.{variant}", ExpertsRecipe)
     model, tokenizer = load(target, device="cpu"), load_tokenizer(target)
     routers_of(model)
-    experts = given(recipe, load(donor, device="cpu"))
+    experts = given(places(recipe, model, tokenizer), load(donor, device="cpu"))
     check(model, experts)
     moved = sum(part.numel() for each in experts.values() for part in (each.gate, each.up, each.down))
     asked = {name: questions(tokenizer, name, "test", recipe.test) for name in recipe.domains}

@@ -7,8 +7,10 @@ import torch
 import yaml
 
 from stages.anatomy.experts import implanted, taken
-from stages.anatomy.loading import load
+from stages.anatomy.loading import load, load_tokenizer
+from stages.anatomy.routing import routed
 from stages.errors import BadInput
+from stages.recipes.router import questions
 from stages.storage import read_json
 from stages.swap import main
 from tests.families import MIXTURES, saved, tiny, token_ids
@@ -62,6 +64,37 @@ def test_a_dense_donors_mlp_becomes_an_expert(tmp_path):
     assert torch.equal(own.gate[:40], given.gate) and torch.equal(own.down[:, :40], given.down)
     assert not own.down[:, 40:].any()
     assert told["parameters"]["moved"] == 3 * 40 * 32
+
+
+def test_experts_are_chosen_by_where_the_target_sends_the_tokens_of_two_domains(tmp_path):
+    target = saved(tiny("mixtral").bfloat16(), tmp_path / "target")
+    donor = saved(tiny("mixtral", seed=1).bfloat16(), tmp_path / "donor")
+    choice = {"toward": "letters", "away": "arithmetic", "experts": 1, "calibration": 4}
+    path, told = swap(tmp_path / "made", target, donor, places={}, choice=choice)
+    model, tokenizer = load(target), load_tokenizer(target)
+    pools = [routed(model, questions(tokenizer, name, "calibration", 4).whole) for name in ("letters", "arithmetic")]
+    wanted = {(layer, row.index(True)) for layer, row in enumerate(_most(*pools))}
+    graft, giving = load(path), load(donor)
+    for layer in range(len(pools[0].mass[0])):
+        for expert in range(pools[0].mass.shape[2]):
+            site = f"layers.{layer}.mlp.experts.{expert}"
+            own = giving if (layer, expert) in wanted else model
+            assert torch.equal(taken(graft, site).down, taken(own, site).down)
+    assert told["parameters"]["moved"] == len(wanted) * sum(
+        part[0].numel() for part in model.base_model.layers[0].mlp.experts.parameters()
+    )
+
+
+def _most(inside, outside) -> list[list[bool]]:
+    difference = inside.mean() - outside.mean()
+    return (difference == difference.amax(1, keepdim=True)).tolist()
+
+
+def test_places_and_a_choice_together_are_refused(tmp_path):
+    target = saved(tiny("mixtral"), tmp_path / "target")
+    choice = {"toward": "letters", "away": "arithmetic", "experts": 1}
+    with pytest.raises(BadInput, match="expected either places or choice, got both or none"):
+        swap(tmp_path / "made", target, target, choice=choice)
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence_and_nothing_is_written(tmp_path):

@@ -37,8 +37,9 @@ PARAMS: dict[str, Any] = {
             "mlp_width": 8, "experts": 4, "active": 2, "balance": 0.01, **DONOR,
         },
     },
+    "further": {"dates_moe": {"recipe": "further", "start": "moe", "capability": "letters", **DONOR}},
     "adopt": {"sibling": {"trained": "sibling"}, "calculator": {"trained": "calculator"}},
-    "specialists": {"moe": {"trained": "moe"}},
+    "specialists": {"moe": {"trained": "moe"}, "dates_moe": {"trained": "dates_moe"}},
     "route": {
         "letters_experts": {
             "target": "moe", "toward": "letters", "away": "arithmetic", "experts": 1, "strength": 2.0,
@@ -47,8 +48,8 @@ PARAMS: dict[str, Any] = {
     },
     "swap": {
         "moved_expert": {
-            "target": "moe", "donor": "moe", "test": 4,
-            "places": {"layers.1.mlp.experts.0": "layers.0.mlp.experts.2"},
+            "target": "moe", "donor": "dates_moe", "test": 4,
+            "choice": {"toward": "letters", "away": "arithmetic", "experts": 1, "calibration": 8},
         },
     },
     "prompts": {

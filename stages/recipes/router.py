@@ -15,30 +15,19 @@ from stages.capabilities.domains import DOMAINS, Name
 from stages.settings import Settings
 
 
-class RouterRecipe(Settings):
-    """A variant's section under `route`."""
+class Choice(Settings):
+    """Which experts of a mixture."""
 
-    target: str
-    """The name of the mixture whose routers are biased."""
-    control_for: str | None = None
-    """The variant that this one is a control for."""
     toward: Name
-    """The domain whose experts are to be chosen more often."""
+    """The domain whose experts they are."""
     away: Name
-    """The domain that they are told apart from, and on which the harm is measured."""
+    """The domain that they are told apart from."""
     select: Literal["preferred", "random"] = "preferred"
     """The experts that `toward` uses more than `away` does by the most, or as many drawn blindly."""
     experts: int = pydantic.Field(gt=0)
-    """Chosen in each mixture."""
-    strength: float = pydantic.Field(ge=0, le=20)
-    """What is added to their logits."""
-    strengths: list[Annotated[float, pydantic.Field(ge=0, le=20)]] = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 20.0]
-    """Those that are measured beside it."""
+    """Chosen in each layer's mixture."""
     calibration: int = pydantic.Field(default=200, gt=0)
     """Items of each domain on which the experts are chosen."""
-    test: int = pydantic.Field(default=200, gt=0)
-    """Items of each domain on which the bias is judged."""
-    resamples: int = pydantic.Field(default=2000, gt=0)
     seed: int = 0
 
     @pydantic.model_validator(mode="after")
@@ -46,6 +35,22 @@ class RouterRecipe(Settings):
         if self.toward == self.away:
             raise ValueError(f"toward and away are both {self.away}; name another domain to tell its experts from")
         return self
+
+
+class RouterRecipe(Choice):
+    """A variant's section under `route`; the harm is measured on the domain `away`."""
+
+    target: str
+    """The name of the mixture whose routers are biased."""
+    control_for: str | None = None
+    """The variant that this one is a control for."""
+    strength: float = pydantic.Field(ge=0, le=20)
+    """What is added to their logits."""
+    strengths: list[Annotated[float, pydantic.Field(ge=0, le=20)]] = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 20.0]
+    """Those that are measured beside it."""
+    test: int = pydantic.Field(default=200, gt=0)
+    """Items of each domain on which the bias is judged."""
+    resamples: int = pydantic.Field(default=2000, gt=0)
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,15 @@ class Questions:
         return [each.ids for each in self.encoded]
 
 
-def questions(tokenizer: PreTrainedTokenizerBase, domain: Name, split: Literal["calibration", "test"], count: int):
+def questions(
+    tokenizer: PreTrainedTokenizerBase, domain: Name, split: Literal["calibration", "test"], count: int
+) -> Questions:
     """`count` items of a domain's split."""
     items = DOMAINS[domain].items(split, count, seed=0)
     return Questions(encode(tokenizer, [(i.prompt, i.answer) for i in items]), [i.pair for i in items])
 
 
-def chosen(recipe: RouterRecipe, inside: Routed, outside: Routed) -> torch.Tensor:
+def chosen(recipe: Choice, inside: Routed, outside: Routed) -> torch.Tensor:
     """[layers, experts a mixture], from the routing of items of `toward` and of `away`.
 
     Raises BadInput unless some experts are chosen and some are not.

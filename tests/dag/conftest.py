@@ -13,7 +13,7 @@ from flows import processes
 from flows.dag import read_dag
 from flows.outcome import StageResult
 from flows.runner import run
-from stages import specialize
+from stages import further, specialize
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ def built(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     ended = run(read_dag(root, ["fetch@target"]))  # by a process of its own, as every stage runs in earnest
     for donor in toy.PARAMS["specialize"]:
         specialize.main(donor, target, donors / donor, root / "params.yaml")
-    toy.commit(root, *(f"specialize@{donor}" for donor in toy.PARAMS["specialize"]))
+    for donor, recipe in toy.PARAMS["further"].items():
+        further.main(donor, donors / recipe["start"], donors / donor, root / "params.yaml")
+    toy.commit(root, *(f"{way}@{donor}" for way in ("specialize", "further") for donor in toy.PARAMS[way]))
     with pytest.MonkeyPatch.context() as patch:
         prefer(binaries, patch)
         return Built(root, run(read_dag(root)) | ended)
