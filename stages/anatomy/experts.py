@@ -46,8 +46,8 @@ def taken(model: PreTrainedModel, site: str) -> Gated:
         gate, up = found["gate_proj.weight"].detach(), found["up_proj.weight"].detach()
     else:
         raise BadInput(
-            f"Expected an expert or a dense MLP with a gate and no biases at {site} of {type(model).__name__}, got one "
-            f"of {', '.join(sorted(found))}; take an MLP of Llama's kind."
+            f"Expected an expert or a dense MLP with a gate and no biases at {site} of {type(model).__name__}, got "
+            f"the parameters {', '.join(sorted(found))}; take an MLP of Llama's kind."
         )
     return Gated(gate.clone(), up.clone(), found["down_proj.weight"].detach().clone(), _activation(model))
 
