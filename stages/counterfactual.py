@@ -80,7 +80,8 @@ def counterfactual(
     Frames are weigh's rows. `target`, `donor` and `graft` are mean effects in nats, `difference` is graft − target and
     `difference_from_donor` graft − donor, paired. `consistency` is the graft's, beside the target's, the donor's and
     `consistency_difference`, graft − target. `departure` is how far the graft's log-odds are from the target's, in
-    either direction. `overall` is the same over all pairs that move. `specificity` is over all pairs, and by category.
+    either direction. `overall` is the same over all pairs that move. `specificity` is over all pairs, and
+    `specificity_by_category` over those of each.
 
     Log-odds are of the continuations' texts, so models with different tokenizers are compared in nats; a pair that a
     tokenizer cannot spell is in no figure of that model, and `readable` counts the others. A null figure has its reason
@@ -88,6 +89,7 @@ def counterfactual(
     """
     models = _aligned({"target": target, "donor": donor, "graft": graft})
     rows = models["target"]
+    category, cluster = rows["category"].to_numpy(), rows["cluster"].to_numpy()
     moves = rows["moves"].to_numpy(dtype=bool)
     undefined: dict[str, str] = {}
 
@@ -97,18 +99,19 @@ def counterfactual(
         return {key: f.rounded() if isinstance(f, Estimate) else None for key, f in figures.items()}
 
     categories, selective = [], {}
-    for category in rows["category"].unique():
-        of_it = (rows["category"] == category).to_numpy()
+    for name in dict.fromkeys(category):
+        of_it = category == name
         for kind in (True, False):
             if (chosen := of_it & (moves == kind)).any():
-                figures = told(f"{category}.{'moves' if kind else 'still'}", MEASURES, chosen)
-                categories.append({"category": category, "moves": kind, **_size(rows[chosen]), **figures})
-        selective[category] = told(f"{category}.specificity", SPECIFICITY, of_it)
+                figures = told(f"{name}.{'moves' if kind else 'still'}", MEASURES, chosen)
+                categories.append({"category": name, "moves": kind, **_size(cluster[chosen]), **figures})
+        selective[name] = told(f"{name}.specificity", SPECIFICITY, of_it)
     every = np.ones(len(rows), dtype=bool)
     return {
         "categories": categories,
-        "overall": {**_size(rows[moves]), **told("overall", MEASURES, moves)},
-        "specificity": {**told("specificity", SPECIFICITY, every), "categories": selective},
+        "overall": {**_size(cluster[moves]), **told("overall", MEASURES, moves)},
+        "specificity": told("specificity", SPECIFICITY, every),
+        "specificity_by_category": selective,
         "readable": {"pairs": len(rows), **{name: int(_read(frame).sum()) for name, frame in models.items()}},
         "undefined": undefined,
     }
@@ -136,12 +139,12 @@ def _aligned(models: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return found
 
 
-def _size(rows: pd.DataFrame) -> dict[str, int]:
-    return {"n": len(rows), "clusters": int(rows["cluster"].nunique())}
+def _size(cluster: np.ndarray) -> dict[str, int]:
+    return {"n": len(cluster), "clusters": len(set(cluster))}
 
 
 def _read(frame: pd.DataFrame) -> np.ndarray:
-    return frame[_SIDES].notna().all(axis=1).to_numpy()
+    return ~np.isnan(frame[_SIDES].to_numpy(dtype=np.float64).sum(1))
 
 
 def _figure(
@@ -153,18 +156,20 @@ def _figure(
 ) -> Figure:
     """A measure of these models over the chosen pairs that all of them can read."""
     kept = chosen & np.logical_and.reduce([_read(models[name]) for name in names])
-    rows = models[names[0]][kept]
-    if rows["cluster"].nunique() < 2:
-        return Undefined("all pairs are put in the same words" if len(rows) else "no pair that the tokenizer can spell")
-    draws = draw(rows["cluster"].to_numpy(), Bootstrap(settings.resamples, settings.confidence, settings.seed))
-    odds = [models[name].loc[kept, _SIDES].to_numpy(dtype=np.float64) for name in names]
-    return measure(draws, rows["moves"].to_numpy(dtype=bool), *odds)
+    cluster, moves = (models[names[0]][column].to_numpy()[kept] for column in ("cluster", "moves"))
+    if len(set(cluster)) < 2:
+        return Undefined(
+            "all pairs are put in the same words" if kept.any() else "no pair that the tokenizer can spell"
+        )
+    draws = draw(cluster, Bootstrap(settings.resamples, settings.confidence, settings.seed))
+    odds = [models[name][_SIDES].to_numpy(dtype=np.float64)[kept] for name in names]
+    return measure(draws, moves.astype(bool), *odds)
 
 
 def main(target: Path, donor: Path, graft: Path, out: Path, params: Path = Path("params.yaml")) -> None:
     """Compare a graft with its target and donor, as params.yaml says under `counterfactual.effects`."""
     settings = read(params, "counterfactual.effects", Counterfactual)
-    write_json(out, counterfactual(*(read_table(each) for each in (target, donor, graft)), settings))
+    write_json(out, counterfactual(read_table(target), read_table(donor), read_table(graft), settings))
 
 
 if __name__ == "__main__":

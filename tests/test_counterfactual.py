@@ -5,19 +5,20 @@ import grafts
 import pandas as pd
 import pytest
 
-from stages import compose, weigh
 from stages.anatomy.encoding import encode
 from stages.anatomy.loading import load, load_tokenizer
+from stages.compose import Compose, compose
 from stages.contrasts.pair import Pair
 from stages.counterfactual import Counterfactual, counterfactual, main
 from stages.errors import BadInput
 from stages.storage import read_json, write_jsonl
-from stages.weigh import Weigh
+from stages.weigh import Weigh, weigh
+from stages.weigh import main as weigh_main
 
 SETTINGS = Counterfactual(resamples=200)
 FIGURES = ("target", "donor", "graft", "difference", "difference_from_donor", "departure", "departure_of_donor",
            "consistency", "consistency_of_target", "consistency_of_donor", "consistency_difference")  # fmt: skip
-PAIRS = compose.compose(compose.Compose(moving=4, still=3))
+PAIRS = compose(Compose(moving=4, still=3))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def root(tmp_path_factory) -> Path:
 def weighed(root) -> dict[str, pd.DataFrame]:
     places = {"target": "llama_0", "donor": "llama_1", "characters": "characters", "open": "open/graft",
               "closed": "closed/graft"}  # fmt: skip
-    return {name: weigh.weigh(root / place, PAIRS, Weigh(budget=256)) for name, place in places.items()}
+    return {name: weigh(root / place, PAIRS, Weigh(budget=256)) for name, place in places.items()}
 
 
 def test_a_row_holds_the_log_odds_after_each_prompt(root, weighed):
@@ -51,9 +52,8 @@ def test_a_row_holds_the_log_odds_after_each_prompt(root, weighed):
 
 @pytest.mark.parametrize("budget", [1, 4096])
 def test_the_budget_changes_no_log_odds(root, weighed, budget):
-    for name, place in (("target", "llama_0"), ("open", "open/graft")):
-        other = weigh.weigh(root / place, PAIRS, Weigh(budget=budget))
-        pd.testing.assert_frame_equal(other, weighed[name], atol=2e-5, rtol=1e-5)
+    other = weigh(root / "open" / "graft", PAIRS[::3], Weigh(budget=budget))
+    pd.testing.assert_frame_equal(other, weighed["open"][::3].reset_index(drop=True), atol=2e-5, rtol=1e-5)
 
 
 def test_identical_models_differ_by_exactly_nothing(weighed):
@@ -81,7 +81,7 @@ def test_there_is_an_entry_a_category_and_kind_with_every_figure(weighed):
             assert entry[figure]["low"] <= entry[figure]["value"] <= entry[figure]["high"]
     assert (found["overall"]["n"], found["specificity"]["graft"]["n"]) == (20, 35)
     assert found["readable"] == {"pairs": 35, "target": 35, "donor": 35, "graft": 35}
-    assert set(found["specificity"]["categories"]) == {entry["category"] for entry in found["categories"]}
+    assert set(found["specificity_by_category"]) == {entry["category"] for entry in found["categories"]}
     assert found["undefined"] == {}
 
 
@@ -111,13 +111,14 @@ def test_the_order_of_the_rows_does_not_matter(weighed):
 
 def test_a_pair_that_a_tokenizer_cannot_spell_is_in_no_figure_of_its_model(root):
     pairs = [*PAIRS[:4], Pair("agreement", True, "cafe", "The café was", "The cafés were", " red", " blue")]
-    target, donor = (weigh.weigh(root / name, pairs, Weigh(budget=256)) for name in ("llama_0", "characters"))
+    target, donor = (weigh(root / name, pairs, Weigh(budget=256)) for name in ("llama_0", "characters"))
     assert target.notna().all(axis=None) and donor["first"].isna().tolist() == [False] * 4 + [True]
     found = counterfactual(target, donor, target, SETTINGS)
     assert found["readable"] == {"pairs": 5, "target": 5, "donor": 4, "graft": 5}
     entry = found["categories"][0]
     assert [entry[name]["n"] for name in ("target", "donor", "difference", "difference_from_donor")] == [5, 4, 5, 4]
-    alone = counterfactual(target[4:], donor[4:], target[4:], SETTINGS)
+    one, other = (frame.iloc[4:].reset_index(drop=True) for frame in (target, donor))
+    alone = counterfactual(one, other, one, SETTINGS)
     assert alone["undefined"]["overall.donor"] == "no pair that the tokenizer can spell"
 
 
@@ -148,10 +149,13 @@ def test_the_stages_write_what_the_functions_give_with_the_same_bytes(root, weig
     params = tmp_path / "params.yaml"
     params.write_text("counterfactual: {reading: {budget: 256}, effects: {resamples: 200}}")
     write_jsonl(tmp_path / "own.jsonl", [{"id": pair.id, **pair.__dict__} for pair in PAIRS])
-    for name, place in (("target", "llama_0"), ("donor", "llama_1"), ("graft", "open/graft"), ("again", "open/graft")):
-        weigh.main(root / place, tmp_path / "own.jsonl", tmp_path / f"{name}.parquet", params)
+    for name in ("target", "donor"):
+        weighed[name].to_parquet(tmp_path / f"{name}.parquet")
+    for name in ("graft", "again"):
+        weigh_main(root / "open" / "graft", tmp_path / "own.jsonl", tmp_path / f"{name}.parquet", params)
     assert (tmp_path / "graft.parquet").read_bytes() == (tmp_path / "again.parquet").read_bytes()
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "graft.parquet"), weighed["open"])
-    main(*(tmp_path / f"{name}.parquet" for name in ("target", "donor", "graft")), tmp_path / "out.json", params)
+    target, donor, graft = (tmp_path / f"{name}.parquet" for name in ("target", "donor", "graft"))
+    main(target, donor, graft, tmp_path / "out.json", params)
     expected = counterfactual(weighed["target"], weighed["donor"], weighed["open"], SETTINGS)
     assert read_json(tmp_path / "out.json") == expected

@@ -17,6 +17,7 @@ THINGS = {
     "lamp": "lamps", "bottle": "bottles", "table": "tables", "shelf": "shelves", "brush": "brushes",
     "picture": "pictures", "basket": "baskets", "candle": "candles", "ladder": "ladders", "clock": "clocks",
     "mirror": "mirrors", "glass": "glasses", "spoon": "spoons", "bicycle": "bicycles", "letter": "letters",
-    "stone": "stones", "coat": "coats", "drum": "drums", "plate": "plates", "leaf": "leaves", "watch": "watches", "bench": "benches",
+    "stone": "stones", "coat": "coats", "drum": "drums", "plate": "plates", "leaf": "leaves", "watch": "watches",
+    "bench": "benches",
 }  # fmt: skip
 """Singular → plural."""

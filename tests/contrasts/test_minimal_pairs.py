@@ -87,7 +87,7 @@ def test_a_verb_agrees_with_the_first_noun(moves):
             assert is_plural(head) == (side.right in PLURAL_VERBS) != (side.wrong in PLURAL_VERBS)
             assert head != other
             seen.add((is_plural(head), is_plural(other)))
-        assert side.prompt[0].isupper()
+            assert side.prompt[0].isupper()
     assert len(seen) == 4  # with and against the noun between
 
 

@@ -75,7 +75,9 @@ def test_a_model_is_as_specific_as_itself_and_less_than_one_that_stays_where_it_
     assert isinstance(same, Estimate) and (same.value, same.low, same.high) == (0, 0, 0)
     steady = np.where(moves[:, None], odds, odds[:, :1])
     better = specificity_change(draws, moves, steady, odds)
-    assert isinstance(better, Estimate) and better.value == pytest.approx(1 - specificity(draws, moves, odds).value)
+    found = specificity(draws, moves, odds)
+    assert isinstance(better, Estimate) and isinstance(found, Estimate)
+    assert better.value == pytest.approx(1 - found.value)
     assert better.low > 0
 
 
