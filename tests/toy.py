@@ -146,6 +146,9 @@ PARAMS: dict[str, Any] = {
     "domains": {
         "budget": 4096, "items": 10, "retention_items": 6, "tasks": ["capability", "letters", "retention", "text"],
     },
+    "counterfactual": {
+        "pairs": {"moving": 4, "still": 2}, "reading": {"budget": 4096}, "effects": {"resamples": 100},
+    },
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},
 }  # fmt: skip
