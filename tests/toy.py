@@ -145,7 +145,9 @@ PARAMS: dict[str, Any] = {
     "domains": {
         "budget": 4096, "items": 10, "retention_items": 6, "tasks": ["capability", "letters", "retention", "text"],
     },
-    "uncertainty": {"bins": 4, "resamples": 100},
+    "signals": {"items": 2, "calibration": 2, "questions": 2, "samples": 2, "tokens": 2},
+    "uncertainty": {"bins": 4, "resamples": 100, "splits": 5, "routing": {"epsilon": 0.2, "splits": 5}},
+    "ensembles": {"blades": {"members": ["blade", "bridged_blade"], "resamples": 100}},
     "report": {"resamples": 100},
 }  # fmt: skip
 """The experiment: the default one's sections, a variant of each kind and one control."""
