@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from stages.maths import calibration
-from stages.maths.statistics import Draws, Undefined, estimate
+from stages.maths.statistics import Bootstrap, Draws, Estimate, Undefined, draw, estimate
 from stages.reasons import told
 
 SCORES: dict[str, tuple[str, float]] = {
@@ -38,27 +38,28 @@ def doubt(items: pd.DataFrame, score: str) -> np.ndarray | Undefined:
     return (0.0 if column == "mean_loglikelihood" else 1.0) - values
 
 
-def scores(items: pd.DataFrame, draws: Draws, names: Sequence[str], redraw: Any) -> dict[str, Any]:
+def scores(items: pd.DataFrame, draws: Draws, names: Sequence[str], bootstrap: Bootstrap) -> dict[str, Any]:
     """Per score AUROC, AURC and E-AURC against `right`, with intervals over clusters.
 
-    `draws` are those of all items; a score that only some items have is judged on these, with draws by `redraw(items)`.
+    `draws` are those of all items by `bootstrap`; a score that only some items have is judged on these.
     """
-    return {name: _score(items, draws, name, redraw) for name in names}
+    return {name: _score(items, draws, name, bootstrap) for name in names}
 
 
-def _score(items: pd.DataFrame, draws: Draws, name: str, redraw: Any) -> dict[str, Any]:
+def _score(items: pd.DataFrame, draws: Draws, name: str, bootstrap: Bootstrap) -> dict[str, Any]:
     found = doubt(items, name)
     if isinstance(found, Undefined):
         return told(dict.fromkeys(("auroc", "aurc", "excess_aurc"), found))
     known = ~np.isnan(found)
     if not known.all():
-        items, found, draws = items[known], found[known], redraw(items[known])
+        items, found = items[known], found[known]
+        draws = draw(items.cluster.to_numpy(), bootstrap)
     if np.ptp(found) == 0:
         return told(dict.fromkeys(("auroc", "aurc", "excess_aurc"), Undefined("it is the same for every item")))
     return told(figures(-found, items.right.to_numpy(dtype=bool), draws))
 
 
-def figures(surety: np.ndarray, right: np.ndarray, draws: Draws) -> Mapping[str, Any]:
+def figures(surety: np.ndarray, right: np.ndarray, draws: Draws) -> Mapping[str, Estimate | Undefined]:
     """AUROC, AURC and E-AURC of a score [items] by which more is surer."""
     return {
         "auroc": estimate(draws, calibration.auroc(surety, right), (0.0, 1.0)),

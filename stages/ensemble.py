@@ -1,4 +1,4 @@
-"""Several seeds of one recipe as an ensemble: what they answer together, and whether their disagreement tells errors."""
+"""Several seeds of one recipe as an ensemble: what they answer together, and whether disagreement tells errors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,11 +49,11 @@ def ensemble(members: Mapping[str, pd.DataFrame], settings: Ensemble) -> dict[st
     for name, frame in frames.items():
         if frame[["task", "id"]].values.tolist() != first[["task", "id"]].values.tolist():
             raise BadInput(f"Expected {name} judged on the items of {next(iter(frames))}, got others; rerun evaluate.")
-    found = {}
+    bootstrap, found = Bootstrap(settings.resamples, settings.confidence, settings.seed), {}
     for task in (task for task in TASKS if (first.task == task).any()):
         rows = {name: frame[frame.task == task].reset_index(drop=True) for name, frame in frames.items()}
         own = first[first.task == task].reset_index(drop=True)
-        draws = draw(own.cluster.to_numpy(), Bootstrap(settings.resamples, settings.confidence, settings.seed))
+        draws = draw(own.cluster.to_numpy(), bootstrap)
         accuracies = {name: accuracy(draws, each.right.to_numpy(dtype=bool)) for name, each in rows.items()}
         together = _chosen(rows) if options(own) is not None else _free(rows)
         found[task] = {"n": len(own), "members": told(accuracies)}
@@ -62,7 +62,7 @@ def ensemble(members: Mapping[str, pd.DataFrame], settings: Ensemble) -> dict[st
         else:
             judged = own.assign(**together)
             found[task] |= told({"accuracy": accuracy(draws, judged.right.to_numpy(dtype=bool))})
-            found[task]["scores"] = scores(judged, draws, SCORES, lambda some: draws)
+            found[task]["scores"] = scores(judged, draws, SCORES, bootstrap)
     return found
 
 

@@ -41,7 +41,7 @@ class Routing(Settings):
     @classmethod
     def _known(cls, score: str) -> str:
         if score not in SCORES:
-            raise ValueError(f"no such score, {nearest(score, SCORES)}")
+            raise ValueError(f"no score {score!r}, {nearest(score, SCORES)}")
         return score
 
 

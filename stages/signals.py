@@ -126,9 +126,7 @@ def _asked(prompts: Path, chosen: pd.DataFrame) -> list[Asked]:
         kind = row["task"], row["split"]
         found = known[kind].get(row["id"])
         if found is None:
-            raise BadInput(
-                f"Expected the item {row['id']!r} in {prompts / files[kind]}, got none; rerun evaluate."
-            )
+            raise BadInput(f"Expected the item {row['id']!r} in {prompts / files[kind]}, got none; rerun evaluate.")
         answered = row.get("answered")
         answered = answered if isinstance(answered, str) else ""
         if row["task"] == "retention":  # as data/tasks/retention.yaml puts it

@@ -15,7 +15,7 @@ from stages.doubts import SCORES, figures, scores
 from stages.errors import BadInput, nearest
 from stages.fallback import Routing, fallback
 from stages.maths import calibration
-from stages.maths.statistics import Bootstrap, Draws, accuracy, draw, estimate
+from stages.maths.statistics import Bootstrap, Draws, Undefined, accuracy, draw, estimate
 from stages.reasons import rounded, told
 from stages.settings import Settings, read
 from stages.storage import write_json
@@ -23,6 +23,8 @@ from stages.tables import read_table
 
 OWN = tuple(name for name in SCORES if not name.startswith("ensemble"))
 """Scores that one variant has by itself."""
+FIGURES = ("ece", "adaptive_ece", "brier", "auroc", "aurc", "excess_aurc")
+"""What a confidence is judged by."""
 TASKS = ("capability", "retention")
 """Tasks whose items are right or wrong, where the items do not say what each task stands for."""
 
@@ -77,8 +79,7 @@ def uncertainty(
     items, target = _checked(items), None if target is None else _checked(target)
     if signals is not None:
         items = items.merge(signals.drop(columns="split"), on=["task", "id"], how="left", validate="one_to_one")
-    told_apart = "role" in items
-    wanted = items.role.isin(TASKS) if told_apart else items.task.isin(TASKS)
+    wanted = (items.role if "role" in items else items.task).isin(TASKS) & items.right.notna()
     measured = {task: _measure(rows, settings) for task, rows in items[wanted].groupby("task")}
     if not measured:
         raise BadInput(f"Expected items of {' or '.join(TASKS)}, got none; rerun evaluate.")
@@ -97,17 +98,23 @@ def _measure(rows: pd.DataFrame, settings: Uncertainty) -> dict[str, Any]:
     task = rows.task.iloc[0]
     confidence = rows.confidence.to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = ~((confidence >= 0) & (confidence <= 1))
-    if wrong.any():
+    if wrong.any() and not (task not in TASKS and np.isnan(confidence).all()):
         raise BadInput(
             f"Expected confidences between 0 and 1 for every {task} item, got {confidence[wrong][0]}; rerun evaluate."
         )
     test, fitting = rows[rows.split == "test"], rows[rows.split == "calibration"]
     if test.empty:
         raise BadInput(f"Expected test items of {task}, got calibration items alone; rerun evaluate.")
-    draws, found = _draws(test, settings), options(test)
+    draws, found = draw(test.cluster.to_numpy(), settings.bootstrap), options(test)
+    scored = {"scores": scores(test, draws, settings.scores, settings.bootstrap)}
+    if np.isnan(confidence).any():
+        unknown = dict.fromkeys(FIGURES, Undefined("the items have no confidence"))
+        return (
+            told({"accuracy": accuracy(draws, test.right.to_numpy(dtype=bool))} | unknown) | {"n": len(test)} | scored
+        )
     return {
         **_overall(test, draws, settings),
-        "scores": scores(test, draws, settings.scores, lambda some: _draws(some, settings)),
+        **scored,
         "calibration": calibrated(test, fitting, draws, settings.bins, settings.folds, settings.seed),
         "conformal": sets(test, found, settings.alpha, settings.splits, settings.bootstrap),
     }
@@ -129,10 +136,6 @@ def _overall(items: pd.DataFrame, draws: Draws, settings: Uncertainty) -> dict[s
         "bins": [rounded(asdict(b)) for b in calibration.reliability(confidence, right, settings.bins)],
         "curve": [rounded(asdict(p)) for p in calibration.risk_coverage(confidence, right)],
     }
-
-
-def _draws(items: pd.DataFrame, settings: Uncertainty) -> Draws:
-    return draw(items.cluster.to_numpy(), settings.bootstrap)
 
 
 def main(items: Path, out: Path, params: Path = Path("params.yaml"), target: Path | None = None,

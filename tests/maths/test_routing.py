@@ -69,9 +69,7 @@ def test_the_bound_holds_where_the_pool_is_the_population_and_graft_is_used_as_f
 
 def test_a_threshold_is_chosen_on_one_item_of_each_of_half_the_clusters(monkeypatch):
     made, seen = pool((90, 30), clustered=3), []
-    monkeypatch.setattr(
-        routing, "chosen", lambda some, _bound: seen.append(some.cluster.tolist()) or np.inf
-    )
+    monkeypatch.setattr(routing, "chosen", lambda some, _bound: seen.append(some.cluster.tolist()) or np.inf)
     found = routing.splits(made, HALVES, Bound(0.3, 0.2), count=20, seed=0)
     assert {(len(each), len(set(each))) for each in seen[::2]} == {(10, 10)}  # half of 10 clusters, and as many of 30
     np.testing.assert_allclose(found.coverage, 1)
