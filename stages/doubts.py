@@ -30,7 +30,7 @@ def doubt(items: pd.DataFrame, score: str) -> np.ndarray | Undefined:
     """How unsure a score makes the model of each item [items]; 1 − s for those that lie between 0 and 1. NaN where an
     item has none."""
     column, sign = SCORES[score]
-    if column not in items or items[column].isna().all():
+    if column not in items or bool(items[column].isna().all()):
         return Undefined(f"{column} was not measured on these items")
     values = items[column].to_numpy(dtype=np.float64, na_value=np.nan)
     if sign < 0:
@@ -52,7 +52,7 @@ def _score(items: pd.DataFrame, draws: Draws, name: str, bootstrap: Bootstrap) -
         return told(dict.fromkeys(("auroc", "aurc", "excess_aurc"), found))
     known = ~np.isnan(found)
     if not known.all():
-        items, found = items[known], found[known]
+        items, found = items.loc[known], found[known]
         draws = draw(items.cluster.to_numpy(), bootstrap)
     if np.ptp(found) == 0:
         return told(dict.fromkeys(("auroc", "aurc", "excess_aurc"), Undefined("it is the same for every item")))

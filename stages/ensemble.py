@@ -51,8 +51,8 @@ def ensemble(members: Mapping[str, pd.DataFrame], settings: Ensemble) -> dict[st
             raise BadInput(f"Expected {name} judged on the items of {next(iter(frames))}, got others; rerun evaluate.")
     bootstrap, found = Bootstrap(settings.resamples, settings.confidence, settings.seed), {}
     for task in (task for task in TASKS if (first.task == task).any()):
-        rows = {name: frame[frame.task == task].reset_index(drop=True) for name, frame in frames.items()}
-        own = first[first.task == task].reset_index(drop=True)
+        rows = {name: frame.loc[frame.task == task].reset_index(drop=True) for name, frame in frames.items()}
+        own = first.loc[first.task == task].reset_index(drop=True)
         draws = draw(own.cluster.to_numpy(), bootstrap)
         accuracies = {name: accuracy(draws, each.right.to_numpy(dtype=bool)) for name, each in rows.items()}
         together = _chosen(rows) if options(own) is not None else _free(rows)
@@ -70,8 +70,8 @@ def _test(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     missing = sorted({"task", "id", "cluster", "right", "confidence"} - set(frame.columns))
     if missing:
         raise BadInput(f"Expected items of {name} with a column {missing[0]}, got none; rerun evaluate.")
-    frame = frame if "split" not in frame else frame[frame.split == "test"]
-    return frame[frame.task.isin(TASKS)].sort_values(["task", "id"], ignore_index=True)
+    frame = frame if "split" not in frame else frame.loc[frame.split == "test"]
+    return frame.loc[frame.task.isin(TASKS)].sort_values(["task", "id"], ignore_index=True)
 
 
 def _free(rows: Mapping[str, pd.DataFrame]) -> dict[str, np.ndarray] | Undefined:

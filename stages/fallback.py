@@ -119,7 +119,7 @@ def _pools(items: pd.DataFrame, target: pd.DataFrame, score: str) -> tuple[list[
         if (items.task == kind).sum() != (both.task == kind).sum():
             raise BadInput(f"Expected the target judged on the graft's {(items.task == kind).sum()} items of {kind}, "
                            f"got {(both.task == kind).sum()} of these; rerun evaluate.")  # fmt: skip
-    both = both[both.task.isin(KINDS)]
+    both = both.loc[both.task.isin(KINDS)]
     doubts = doubt(both, score), doubt(both.assign(**{SCORES[score][0]: both[f"{SCORES[score][0]}_target"]}), score)
     for found in doubts:
         if isinstance(found, Undefined) or np.isnan(found).any():

@@ -28,11 +28,11 @@ COLUMNS = ("gate", "divergence", "shift", "agreement_of_samples")
 class Signals(Settings):
     """How many items the graft is run on, and how."""
 
-    items: int = pydantic.Field(default=80, ge=0)
+    items: int = pydantic.Field(default=48, ge=0)
     """Of the capability's test items."""
     calibration: int = pydantic.Field(default=0, ge=0)
     """Of its calibration items."""
-    questions: int = pydantic.Field(default=60, ge=0)
+    questions: int = pydantic.Field(default=36, ge=0)
     """Of the retention questions."""
     budget: int = pydantic.Field(default=256, gt=0)
     """Padded tokens a forward pass."""
@@ -91,7 +91,7 @@ def signals(places: Places, items: pd.DataFrame, prompts: Path, settings: Signal
                 if each.free and each.answer:
                     samples = _sampled(graft, tokenizer, each.prompt, settings)
                     found["agreement_of_samples"][i] = agreement(each.answer, samples)
-    table = chosen[["task", "id", "split"]].assign(**found)
+    table = chosen.loc[:, ["task", "id", "split"]].assign(**found)
     return table.astype(dict.fromkeys(COLUMNS, "float64")).round(6).sort_values(["task", "id"], ignore_index=True)
 
 
@@ -104,7 +104,7 @@ def _chosen(items: pd.DataFrame, settings: Signals) -> pd.DataFrame:
     }
     parts = []
     for (task, split), count in counts.items():
-        rows = items[(items.task == task) & (items.split == split)].sort_values(["group", "digits", "id"])
+        rows = items.loc[(items.task == task) & (items.split == split)].sort_values(["group", "digits", "id"])
         count = min(count, len(rows))
         parts.append(rows.iloc[[(2 * k + 1) * len(rows) // (2 * count) for k in range(count)]])
     return pd.concat(parts, ignore_index=True)

@@ -80,10 +80,11 @@ def uncertainty(
     if signals is not None:
         items = items.merge(signals.drop(columns="split"), on=["task", "id"], how="left", validate="one_to_one")
     wanted = (items.role if "role" in items else items.task).isin(TASKS) & items.right.notna()
-    measured = {task: _measure(rows, settings) for task, rows in items[wanted].groupby("task")}
+    items = items.loc[wanted]
+    measured = {task: _measure(items.loc[items.task == task], settings) for task in sorted(set(items.task))}
     if not measured:
         raise BadInput(f"Expected items of {' or '.join(TASKS)}, got none; rerun evaluate.")
-    return measured | {"routing": fallback(items[wanted], target, settings.routing, settings.bootstrap)}
+    return measured | {"routing": fallback(items, target, settings.routing, settings.bootstrap)}
 
 
 def _checked(items: pd.DataFrame) -> pd.DataFrame:
@@ -102,7 +103,7 @@ def _measure(rows: pd.DataFrame, settings: Uncertainty) -> dict[str, Any]:
         raise BadInput(
             f"Expected confidences between 0 and 1 for every {task} item, got {confidence[wrong][0]}; rerun evaluate."
         )
-    test, fitting = rows[rows.split == "test"], rows[rows.split == "calibration"]
+    test, fitting = (rows.loc[rows.split == split] for split in ("test", "calibration"))
     if test.empty:
         raise BadInput(f"Expected test items of {task}, got calibration items alone; rerun evaluate.")
     draws, found = draw(test.cluster.to_numpy(), settings.bootstrap), options(test)

@@ -159,4 +159,5 @@ def splits(pool: Pool, shares: np.ndarray, bound: Bound, count: int, seed: int) 
         ])  # fmt: skip
         known = (pool.doubt <= chosen(pool.of(drawn), bound)) @ (weight * pool.regressed)
         found.append(((used & pool.regressed[rest]) @ per, used @ per, right @ per, known, tau == -np.inf))
-    return Splits(*np.array(found, dtype=np.float64).T, size, allowed(size, bound.risk, bound.doubt))
+    risk, coverage, accuracy, in_pool, never = np.array(found, dtype=np.float64).T
+    return Splits(risk, coverage, accuracy, in_pool, never, size, allowed(size, bound.risk, bound.doubt))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq, isotonic_regression
+from scipy.optimize import isotonic_regression, root_scalar
 from scipy.special import logit, softmax
 
 _SHARPEST = 100.0  # bounds of 1 / temperature, for items that no temperature fits
@@ -33,7 +33,7 @@ def temperature(logits: np.ndarray, gold: np.ndarray) -> float:
         return _SHARPEST
     if excess(_SHARPEST) <= 0:
         return 1 / _SHARPEST
-    return 1 / float(brentq(excess, 1 / _SHARPEST, _SHARPEST, xtol=1e-9))
+    return 1 / float(root_scalar(excess, bracket=(1 / _SHARPEST, _SHARPEST), xtol=1e-9).root)
 
 
 def tempered(logits: np.ndarray, temperature: float) -> np.ndarray:
