@@ -149,7 +149,9 @@ PARAMS: dict[str, Any] = {
     "counterfactual": {
         "pairs": {"moving": 4, "still": 2}, "reading": {"budget": 4096}, "effects": {"resamples": 100},
     },
-    "uncertainty": {"bins": 4, "resamples": 100},
+    "signals": {"items": 2, "calibration": 2, "questions": 2, "samples": 2, "tokens": 2},
+    "uncertainty": {"bins": 4, "resamples": 100, "splits": 5, "routing": {"epsilon": 0.2, "splits": 5}},
+    "ensembles": {"blades": {"members": ["blade", "bridged_blade"], "resamples": 100}},
     "report": {"resamples": 100},
 }  # fmt: skip
 """The experiment: the default one's sections, a variant of each kind and one control."""

@@ -47,6 +47,11 @@ def assign(confidence: np.ndarray, bins: int) -> np.ndarray:
     return np.unique((middle * bins / len(confidence)).astype(int)[values], return_inverse=True)[1]
 
 
+def assign_by_width(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """The bin of each item [items], counted from 0: `bins` bins of equal width over [0, 1], each with its upper end."""
+    return np.unique(np.ceil(confidence * bins).clip(1).astype(int), return_inverse=True)[1]
+
+
 def reliability(confidence: np.ndarray, right: np.ndarray, bins: int) -> list[Bin]:
     """The bins of `assign`, from the least to the most confident."""
     member = assign(confidence, bins)
@@ -55,17 +60,26 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int) -> list[Bi
 
 
 def ece(confidence: np.ndarray, right: np.ndarray, bins: int) -> Statistic:
-    """Expected calibration error Σ n_b / n · |accuracy_b − confidence_b| (arXiv 1706.04599) over the bins of `assign`.
+    """Expected calibration error Σ n_b / n · |accuracy_b − confidence_b| over bins of equal width (arXiv 1706.04599).
 
-    The bins are those of all items, also for a resample. Biased upwards on few items, even for a model that is
-    calibrated: compare with `ece_by_chance`.
+    Where a model is sure of nearly all its answers, most of them share the last bin, in which too high and too low a
+    confidence cancel out; `adaptive_ece` sees these. Biased upwards on few items, even for a model that is calibrated:
+    compare with `ece_by_chance`.
+    """
+    return _ece(confidence, right, assign_by_width(confidence, bins))
+
+
+def adaptive_ece(confidence: np.ndarray, right: np.ndarray, bins: int) -> Statistic:
+    """The same over bins of equal mass (arXiv 1508.05154, 1904.01685), those of `assign`.
+
+    The bins are those of all items, also for a resample. Biased upwards on few items likewise.
     """
     return _ece(confidence, right, assign(confidence, bins))
 
 
 def ece_by_chance(confidence: np.ndarray, bins: int, draws: int, seed: int) -> np.ndarray:
     """ECE [draws] that a model with these confidences would show, were each the true chance of a right answer."""
-    member, rng = assign(confidence, bins), np.random.default_rng(seed)
+    member, rng = assign_by_width(confidence, bins), np.random.default_rng(seed)
     flat = once(len(confidence))
     return np.array([_ece(confidence, rng.random(len(confidence)) < confidence, member)(flat)[0] for _ in range(draws)])
 
@@ -74,6 +88,15 @@ def _ece(confidence: np.ndarray, right: np.ndarray, member: np.ndarray) -> Stati
     gaps = np.zeros((len(member), int(member.max()) + 1))
     gaps[np.arange(len(member)), member] = right.astype(np.float64) - confidence
     return lambda w: np.abs(w @ gaps).sum(-1) / w.sum(-1)
+
+
+def nll(confidence: np.ndarray, right: np.ndarray, floor: float = 1e-6) -> Statistic:
+    """Mean of −log of the chance that was given to what happened, in nats an item; ln 2 is what 1/2 everywhere gives.
+
+    A chance below `floor` counts as that: evaluate's confidences are rounded so, and one item must not decide all.
+    """
+    told = -np.log(np.where(right, confidence, 1 - confidence).clip(floor))
+    return lambda w: (w @ told) / w.sum(-1)
 
 
 def brier(confidence: np.ndarray, right: np.ndarray) -> Statistic:

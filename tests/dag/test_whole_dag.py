@@ -98,9 +98,9 @@ def test_a_comment_in_uncertainty_reruns_uncertainty_and_nothing_after_it(reposi
 def test_a_gate_option_reruns_its_variant_and_the_report_and_nothing_else(repository, quickly):
     toy.configure(repository, {"inject.blade.alpha": 0.9})
     became = outcomes(repository)
-    judged = ("evaluate_inject", "uncertainty_inject", "weigh_inject", "counterfactual_inject")
+    judged = ("evaluate_inject", "signals_inject", "uncertainty_inject", "weigh_inject", "counterfactual_inject")
     stages = ("train_gates", "inject", *judged)
-    asked = {"survey_blade@blade", "synergy@pair", "gallery"}
+    asked = {"survey_blade@blade", "synergy@pair", "gallery", "ensemble@blades"}
     assert became["ran"] == {*(f"{stage}@blade" for stage in stages), "report", *asked}
     assert not became["cached"]
 
@@ -108,10 +108,8 @@ def test_a_gate_option_reruns_its_variant_and_the_report_and_nothing_else(reposi
     assert not outcomes(repository)["ran"]  # DVC has not forgotten what alpha: 1.0 gave
 
 
-CHOSEN = {
-    f"{stage}_auto@chosen_blade"
-    for stage in ("train_gates", "inject", "evaluate", "uncertainty", "weigh", "counterfactual")
-}
+FOLLOWING = ("train_gates", "inject", "evaluate", "signals", "uncertainty", "weigh", "counterfactual")
+CHOSEN = {f"{stage}_auto@chosen_blade" for stage in FOLLOWING} | {"ensemble@blades"}
 
 
 def test_a_variant_that_follows_the_plan_is_what_the_plan_recommends(built):

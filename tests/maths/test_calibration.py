@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import brier_score_loss, roc_auc_score
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from stages.maths import calibration
 from stages.maths.calibration import once
@@ -42,6 +43,39 @@ def test_the_error_by_hand():
     assert (low.low, low.high, low.confidence, low.accuracy, low.n) == (0.2, 0.4, pytest.approx(0.3), 0.5, 2)
     assert (high.confidence, high.accuracy) == (pytest.approx(0.9), 1.0)
     assert calibration.ece(confidence, right, bins=2)(once(4))[0] == pytest.approx((0.2 + 0.1) / 2)
+
+
+@pytest.mark.parametrize(("measure", "strategy"), [("ece", "uniform"), ("adaptive_ece", "quantile")])
+def test_both_errors_are_the_gaps_of_sklearns_curve(measure, strategy):
+    rng = np.random.default_rng(2)
+    confidence = rng.beta(5, 1, 600)
+    right = rng.random(600) < confidence**2
+    accuracy, told = calibration_curve(right, confidence, n_bins=12, strategy=strategy)
+    if strategy == "uniform":
+        counts = np.histogram(confidence, np.linspace(0, 1, 13))[0]
+        counts = counts[counts > 0]
+    else:
+        counts = np.full(12, 50)
+    found = getattr(calibration, measure)(confidence, right, 12)(once(600))[0]
+    assert found == pytest.approx((counts * np.abs(accuracy - told)).sum() / 600, abs=1e-9)
+
+
+def test_bins_of_equal_width_hold_their_upper_ends():
+    assert calibration.assign_by_width(np.array([0.0, 0.1, 0.5, 0.51, 1.0]), 2).tolist() == [0, 0, 0, 1, 1]
+    assert calibration.assign_by_width(np.array([0.05, 0.95]), 10).tolist() == [0, 1]  # empty ones have no number
+
+
+@settings(max_examples=30, deadline=None)
+@given(answers)
+def test_the_negative_log_likelihood_is_that_of_sklearn(rows):
+    confidence, right, weight = columns(rows)
+    confidence = confidence.clip(1e-6, 1 - 1e-6)
+    expected = log_loss(right, confidence, sample_weight=weight[0], labels=[False, True])
+    assert calibration.nll(confidence, right)(weight)[0] == pytest.approx(expected)
+
+
+def test_a_chance_of_nothing_counts_as_the_least():
+    assert calibration.nll(np.array([0.0]), np.array([True]))(once(1))[0] == pytest.approx(6 * np.log(10))
 
 
 def test_bins_hold_like_numbers_of_items_and_never_part_equals():
