@@ -14,7 +14,7 @@ from stages.maths import calibration
 from stages.maths.statistics import Bootstrap, Estimate, draw, estimate
 from stages.settings import Settings, read
 from stages.storage import write_json
-from stages.tables import read_table
+from stages.tables import read_test
 
 TASKS = ("capability", "retention")
 """Tasks whose items are right or wrong."""
@@ -79,7 +79,7 @@ def _rounded(row: dict[str, float | int]) -> dict[str, float | int]:
 
 def main(items: Path, out: Path, params: Path = Path("params.yaml")) -> None:
     """Measure the calibration of one evaluated model, as params.yaml says under `uncertainty`."""
-    write_json(out, uncertainty(read_table(items), read(params, "uncertainty", Uncertainty)))
+    write_json(out, uncertainty(read_test(items), read(params, "uncertainty", Uncertainty)))
 
 
 if __name__ == "__main__":

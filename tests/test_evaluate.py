@@ -32,8 +32,10 @@ TEXTS = [{"id": f"t{i}", "topic": "town", "text": f"{text} It is {i}."} for i, t
 COLUMNS = {
     "task": None, "id": None, "group": None, "digits": "Int8", "seen": "boolean", "right": "boolean",
     "tokens": "Int32", "cluster": None, "loglikelihood": "float64", "confidence": "float64", "kl": "float64",
-    "agreement": "float64",
+    "agreement": "float64", "role": None, "split": None, "answered": "str", "score": "float64", "choices": "object",
+    "entropy": "float64", "margin": "float64", "mean_loglikelihood": "float64",
 }  # fmt: skip
+NUMBERS = [name for name, dtype in COLUMNS.items() if dtype == "float64"]
 TEXT_COLUMNS = [name for name, dtype in COLUMNS.items() if dtype is None]
 
 
@@ -136,9 +138,11 @@ def test_both_outcomes_of_a_question_occur(frame):
 @pytest.mark.parametrize("budget", [1, 4096])
 def test_the_budget_changes_no_score(root, frame, budget):
     other = evaluate(root / "llama_0", root / "prompts", DATA, Evaluate(budget=budget))[0]
-    numbers = ["loglikelihood", "confidence"]
-    pd.testing.assert_frame_equal(other.drop(columns=numbers), frame.drop(columns=numbers))
-    pd.testing.assert_frame_equal(other[numbers], frame[numbers], atol=1e-5, rtol=1e-5)
+    floats = [*NUMBERS, "choices"]
+    pd.testing.assert_frame_equal(other.drop(columns=floats), frame.drop(columns=floats))
+    pd.testing.assert_frame_equal(other[NUMBERS], frame[NUMBERS], atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(other["choices"].dropna(), frame["choices"].dropna(), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 def test_right_is_what_greedy_generation_gives(root, tmp_path):
