@@ -36,7 +36,8 @@ class Evaluate(Settings):
     """What a model is judged on, and how items are passed through it."""
 
     budget: int = pydantic.Field(gt=0)
-    """Padded tokens a forward pass. A few hundred suit a processor, whose caches hold them; a GPU wants thousands."""
+    """Padded tokens a forward pass. About a thousand suit a processor, since the rows of a pass give their own answers
+    together, and memory grows with them; a GPU wants thousands."""
     tasks: tuple[Task, ...] = pydantic.Field(default=TASKS, min_length=1)
     items: int | None = pydantic.Field(default=None, gt=0)
     """At most so many of the capability's items and of each domain's; None for all."""

@@ -97,6 +97,10 @@ def _loaded(name: str, benchmark: Benchmark, manager: TaskManager) -> Asked:
         )
     try:
         tasks: dict[str, Task] = dict(manager.load([called])["tasks"])
+    except ImportError as error:
+        raise BadInput(
+            f"Expected the packages that task {called!r} needs, got {error}; install them or take it out."
+        ) from error
     except Exception as error:  # whatever a task's own code, its data's host and the network may raise
         said = " ".join(str(error).split()).removesuffix(".")
         raise BadInput(
