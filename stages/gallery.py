@@ -20,7 +20,7 @@ from stages.pages.words import markdown
 from stages.report import Report
 from stages.settings import read
 from stages.storage import new_directory, read_json, write_json
-from stages.tables import read_table
+from stages.tables import read_test
 
 DOMAINS = ("arithmetic", "units", "dates", "letters")
 
@@ -80,10 +80,10 @@ def main(
 ) -> None:
     """Lay out every way to graft, judged by the rules that params.yaml gives under `report`."""
     settings = read(params, "report", Report)
-    evaluated = {path.parent.name: read_table(path) for path in sorted(evaluation.glob("*/items.parquet"))}
+    evaluated = {path.parent.name: read_test(path) for path in sorted(evaluation.glob("*/items.parquet"))}
     roles = read_roles(params, tuple(WAYS), ("adopt", "specialists"))
     roles = replace(roles, donors={name: how for name, how in roles.donors.items() if name in evaluated})
-    surveyed = {path.parent.name: read_table(path) for path in sorted(survey.glob("*/items.parquet"))}
+    surveyed = {path.parent.name: read_test(path) for path in sorted(survey.glob("*/items.parquet"))}
     ways = {way: [name for name, role in roles.variants.items() if role.section == way] for way in WAYS}
     makings = {path.stem: read_json(path) for path in sorted(making.glob("*.json"))}
     synergies = {path.stem: read_json(path) for path in sorted(synergy.glob("*.json"))}

@@ -15,7 +15,7 @@ from stages.maths.discovery import q_values, sign_flip
 from stages.maths.statistics import Bootstrap, Draws, Estimate, Undefined, draw, mean, recovery
 from stages.settings import Settings, read
 from stages.storage import write_json
-from stages.tables import read_table
+from stages.tables import read_test
 
 _COLUMNS = ("task", "id", "cluster", "right", "loglikelihood")
 _MEASURES = {"accuracy": "right", "loglikelihood": "loglikelihood"}
@@ -118,7 +118,7 @@ def _p(draws: Draws, values: np.ndarray, seed: int) -> float:
 def main(name: str, survey: Path, out: Path, params: Path = Path("params.yaml")) -> None:
     """Compare the grafts that params.yaml names under `synergy`, judged on several domains each."""
     settings = read(params, f"synergy.{name}", Synergy)
-    frames = {each: read_table(survey / each / "items.parquet")
+    frames = {each: read_test(survey / each / "items.parquet")
               for each in ("target", settings.together, *settings.singles.values())}  # fmt: skip
     singles: dict[Name, pd.DataFrame] = {domain: frames[graft] for domain, graft in settings.singles.items()}
     write_json(out, synergy(settings, frames["target"], frames[settings.together], singles))

@@ -20,6 +20,14 @@ def read_table(path: Path) -> pd.DataFrame:
         raise BadInput(f"{path} cannot be read as parquet ({error}); delete it and run `dvc repro`.") from error
 
 
+def read_test(path: Path) -> pd.DataFrame:
+    """The rows of a model's evaluation that are its test; BadInput as `read_table` raises it, or for older rows."""
+    rows = read_table(path)
+    if "split" not in rows:
+        raise BadInput(f"Expected rows with a column split at {path}, got none; run `dvc repro` to judge it anew.")
+    return rows.loc[rows.split == "test"].reset_index(drop=True)
+
+
 def read_note(path: Path, key: str) -> Any:
     """The JSON under `key` in the metadata of a parquet file; None without. BadInput when the file is damaged."""
     try:

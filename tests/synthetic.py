@@ -119,6 +119,7 @@ def items(name: str, count: int = 300, questions: int = 120, texts: int = 24) ->
         }
     )
     rows = pd.concat([capability, retention, text], ignore_index=True)
+    rows = rows.assign(role=rows.task, split="test")
     return rows.astype({"digits": "Int8", "seen": "boolean", "right": "boolean"}).sort_values(["task", "id"])
 
 

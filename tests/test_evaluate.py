@@ -15,6 +15,7 @@ from stages.errors import BadInput
 from stages.evaluate import TASKS, Evaluate, Target, evaluate, main, spread
 from stages.prompts import Counts, Prompts, prompts
 from stages.storage import read_json, read_jsonl, write_jsonl
+from stages.tables import read_test
 from tests import families, grafts
 
 DATA = Path(__file__).parent.parent / "data" / "tasks"
@@ -32,8 +33,10 @@ TEXTS = [{"id": f"t{i}", "topic": "town", "text": f"{text} It is {i}."} for i, t
 COLUMNS = {
     "task": None, "id": None, "group": None, "digits": "Int8", "seen": "boolean", "right": "boolean",
     "tokens": "Int32", "cluster": None, "loglikelihood": "float64", "confidence": "float64", "kl": "float64",
-    "agreement": "float64",
+    "agreement": "float64", "role": None, "split": None, "answered": "str", "score": "float64", "choices": "object",
+    "entropy": "float64", "margin": "float64", "mean_loglikelihood": "float64",
 }  # fmt: skip
+NUMBERS = [name for name, dtype in COLUMNS.items() if dtype == "float64"]
 TEXT_COLUMNS = [name for name, dtype in COLUMNS.items() if dtype is None]
 
 
@@ -129,6 +132,48 @@ def test_every_item_scores_as_under_lm_evals_own_model(frame, peer):
             assert row.loglikelihood == pytest.approx(float(answers[0]), abs=1e-3)
 
 
+def test_a_model_s_own_answer_is_the_right_one_where_it_is_right(root, tmp_path):
+    model = families.tiny("llama", seed=5, vocab_size=99)
+    families.saved(model.to(torch.bfloat16), tmp_path / "model")
+    tokenizer, items = families.tokenizer(), read_jsonl(root / "prompts" / "capability" / "test.jsonl")
+    before = evaluate(tmp_path / "model", root / "prompts", DATA, Evaluate(budget=256, tasks=("capability",)))[0]
+    longest = max(len(tokenizer(row["answer"]).input_ids) for row in items)
+    assert all(len(text) <= longest and "." not in text[:-1] for text in before["answered"])
+    assert not before["right"].any() and (before["score"] == 0).all()
+    told = before.set_index("id")["answered"]
+    kept = [row | {"answer": told[row["id"]] if n % 2 else "~~."} for n, row in enumerate(items)]
+    write_jsonl(tmp_path / "p" / "capability" / "test.jsonl", kept)
+    after = evaluate(tmp_path / "model", tmp_path / "p", DATA, Evaluate(budget=64, tasks=("capability",)))[0]
+    answers = after["id"].map({row["id"]: row["answer"] for row in kept})
+    assert (after["right"] == (after["answered"] == answers)).all() and after["right"].nunique() == 2
+    assert (after["score"] == after["right"].astype(float)).all()
+    right = after[after["right"]]
+    assert np.allclose(np.exp(right["loglikelihood"]), right["confidence"], atol=1e-5)
+    mean = right["loglikelihood"] / right["answered"].map(lambda text: len(tokenizer(text).input_ids))
+    assert np.allclose(mean, right["mean_loglikelihood"], atol=1e-5)
+
+
+def test_calibration_items_stand_beside_the_test_and_change_none_of_it(root, frame, tmp_path):
+    (tmp_path / "params.yaml").write_text("evaluate: {budget: 256, calibration: 3}")
+    main(root / "llama_0", root / "prompts", DATA, tmp_path / "out", params=tmp_path / "params.yaml")
+    made = pd.read_parquet(tmp_path / "out" / "items.parquet")
+    more = made[made.split == "calibration"]
+    assert more["task"].tolist() == ["capability"] * 3 and more["role"].tolist() == ["capability"] * 3
+    assert more["id"].str.startswith("calibration-").all() and more["answered"].notna().all()
+    rest = made[made.split == "test"].reset_index(drop=True)
+    floats = [*NUMBERS, "choices"]
+    pd.testing.assert_frame_equal(rest.drop(columns=floats), frame.drop(columns=floats))
+    pd.testing.assert_frame_equal(rest[NUMBERS], frame[NUMBERS], atol=1e-5, rtol=1e-5)
+    assert read_json(tmp_path / "out" / "metrics.json")["items"] == {"capability": 30, "retention": 10, "text": 3}
+    pd.testing.assert_frame_equal(read_test(tmp_path / "out" / "items.parquet"), rest)
+
+
+def test_rows_that_say_no_split_are_refused(frame, tmp_path):
+    frame.drop(columns="split").to_parquet(tmp_path / "items.parquet")
+    with pytest.raises(BadInput, match="Expected rows with a column split at .*, got none; run `dvc repro`"):
+        read_test(tmp_path / "items.parquet")
+
+
 def test_both_outcomes_of_a_question_occur(frame):
     assert frame[frame.task == "retention"]["right"].nunique() == 2
 
@@ -136,9 +181,11 @@ def test_both_outcomes_of_a_question_occur(frame):
 @pytest.mark.parametrize("budget", [1, 4096])
 def test_the_budget_changes_no_score(root, frame, budget):
     other = evaluate(root / "llama_0", root / "prompts", DATA, Evaluate(budget=budget))[0]
-    numbers = ["loglikelihood", "confidence"]
-    pd.testing.assert_frame_equal(other.drop(columns=numbers), frame.drop(columns=numbers))
-    pd.testing.assert_frame_equal(other[numbers], frame[numbers], atol=1e-5, rtol=1e-5)
+    floats = [*NUMBERS, "choices"]
+    pd.testing.assert_frame_equal(other.drop(columns=floats), frame.drop(columns=floats))
+    pd.testing.assert_frame_equal(other[NUMBERS], frame[NUMBERS], atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(other["choices"].dropna(), frame["choices"].dropna(), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 def test_right_is_what_greedy_generation_gives(root, tmp_path):

@@ -159,7 +159,7 @@ def test_the_stage_reads_each_graft_where_it_was_judged(tmp_path):
               "adder": model(share(36), share(2)), "converter": model(share(4), share(35))}  # fmt: skip
     for name, frame in frames.items():
         (tmp_path / name).mkdir()
-        frame.to_parquet(tmp_path / name / "items.parquet")
+        frame.assign(split="test").to_parquet(tmp_path / name / "items.parquet")
     (tmp_path / "params.yaml").write_text(
         "synergy: {pair: {together: both, singles: {units: converter, arithmetic: adder}, resamples: 200}}"
     )

@@ -135,7 +135,7 @@ PARAMS: dict[str, Any] = {
     "debate": {
         "debate": {"views": [{}, {"noise": 0.2, "layer": 1}], "reconcile": "entropy", "prompts": 4, "texts": 2},
     },
-    "evaluate": {"budget": 4096},
+    "evaluate": {"budget": 4096, "calibration": 6},
     "synergy": {
         "pair": {
             "together": "together", "singles": {"arithmetic": "blade", "letters": "conditional_blade"},

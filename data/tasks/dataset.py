@@ -12,6 +12,10 @@ def capability(prompts: str | Path = PROMPTS, **_) -> dict[str, datasets.Dataset
     return _split(Path(prompts) / "capability" / "test.jsonl")
 
 
+def calibration(prompts: str | Path = PROMPTS, **_) -> dict[str, datasets.Dataset]:
+    return _split(Path(prompts) / "capability" / "calibration.jsonl")
+
+
 def retention(prompts: str | Path = PROMPTS, **_) -> dict[str, datasets.Dataset]:
     return _split(Path(prompts) / "retention" / "questions.jsonl")
 

@@ -99,6 +99,8 @@ def bundles_of(encoded: Sequence[Encoded], budget: int) -> list[Bundle]:
     The beginnings are the partition of the inputs' prefix tree that leaves the fewest tokens to read; of a beginning
     nothing is predicted.
     """
+    if not encoded:
+        return []
     distinct = _distinct(encoded)
     inputs = sorted(distinct)
     limits = [min(encoded[item].start for item in distinct[ids]) - 1 for ids in inputs]

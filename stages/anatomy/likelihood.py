@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from stages.anatomy.encoding import Batch, Encoded, bundles_of, texts_of
-from stages.anatomy.head import cached, logits_at, logits_of, states_and_logits_at
+from stages.anatomy.head import cached, logits_and_cache_at, logits_at, logits_of, states_and_logits_at
 
 _ROWS = 128  # distributions worked on at a time: some 25 MB, which the allocator keeps for the next
 
@@ -21,8 +21,6 @@ class Scores:
     """[n], natural logarithm, summed over the continuation's tokens"""
     greedy: torch.Tensor
     """[n], whether greedy decoding gives exactly this continuation"""
-    confidence: torch.Tensor
-    """[n], the probability of the greedy path up to and including the first token where it leaves this continuation"""
 
 
 @torch.inference_mode()
@@ -31,37 +29,48 @@ def score(model: PreTrainedModel, encoded: Sequence[Encoded], budget: int = 2048
 
     What several contexts begin with is read once.
     """
-    scores = Scores(*(torch.zeros(len(encoded), dtype=t) for t in (torch.float64, torch.bool, torch.float64)))
-    for batch, computed in _passes(model, encoded, budget):
-        told, best, right = [], [], []
-        for logits, following in _parts(computed, batch.following):
-            logprobs = logits.log_softmax(-1)
-            top = logprobs.max(-1)
-            told.append(logprobs.gather(-1, following[:, None])[:, 0])
-            best.append(top.values)
-            right.append(top.indices == following)
-        each = (torch.cat(values).cpu() for values in (told, best, right))
-        items, counts = batch.item.unique_consecutive(return_counts=True)
-        for index, own, top, hit in zip(items, *(v.split(counts.tolist()) for v in each), strict=True):
+    scores = Scores(torch.zeros(len(encoded), dtype=torch.float64), torch.zeros(len(encoded), dtype=torch.bool))
+    for each in passes(model, encoded, budget):
+        told, right = [], []
+        for logits, following in parts(each.logits, each.batch.following):
+            told.append(logits.gather(-1, following[:, None])[:, 0] - logits.logsumexp(-1))
+            right.append(logits.argmax(-1) == following)
+        values = (torch.cat(some).cpu() for some in (told, right))
+        items, counts = each.batch.item.unique_consecutive(return_counts=True)
+        for index, own, hit in zip(items, *(v.split(counts.tolist()) for v in values), strict=True):
             scores.loglikelihood[index] = own.double().sum()
             scores.greedy[index] = hit.all()
-            left = len(hit) if hit.all() else int(hit.long().argmin()) + 1
-            scores.confidence[index] = top[:left].double().sum().exp()
     return scores
 
 
-def _passes(model: PreTrainedModel, encoded: Sequence[Encoded], budget: int) -> Iterator[tuple[Batch, torch.Tensor]]:
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass over a batch of continuations."""
+
+    batch: Batch
+    logits: torch.Tensor
+    """[positions, vocabulary], at the batch's positions"""
+    cache: DynamicCache | None
+    """After all rows' tokens, padding included; None where it was not to be kept, or is not one of plain rows"""
+
+
+def passes(model: PreTrainedModel, encoded: Sequence[Encoded], budget: int, keep: bool = False) -> Iterator[Pass]:
+    """All continuations read in `budget` padded tokens a pass; what several contexts begin with is read before them."""
     for bundle in bundles_of(encoded, budget):
         length = bundle.beginnings.shape[1]
         past = cached(model, bundle.beginnings) if length else None
         for origin, batch in bundle.batches:
             if past is None:
-                ids = torch.cat([bundle.beginnings[origin], batch.ids], dim=1)
-                yield batch, logits_at(model, ids, batch.row, batch.column + length)
+                ids, own = torch.cat([bundle.beginnings[origin], batch.ids], dim=1), None
             else:
-                own = copy.deepcopy(past)
+                ids, own = batch.ids, copy.deepcopy(past)
                 own.batch_select_indices(origin.to(model.device))
-                yield batch, logits_at(model, batch.ids, batch.row, batch.column, own)
+            column = batch.column if past is not None else batch.column + length
+            if keep:
+                logits, cache = logits_and_cache_at(model, ids, batch.row, column, own)
+                yield Pass(batch, logits, cache)
+            else:
+                yield Pass(batch, logits_at(model, ids, batch.row, column, own), None)
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def read(
         if reference is not None:  # all rows at once, since the rounding of a product depends on how many there are
             other = logits_of(reference.model, torch.cat([reference.states[i] for i in items]).to(model.device))
         told, moved, same = [], [], []
-        for (logits, following), theirs in zip(_parts(own, batch.following), other.split(_ROWS), strict=True):
+        for (logits, following), theirs in zip(parts(own, batch.following), other.split(_ROWS), strict=True):
             logprobs = logits.log_softmax(-1)
             told.append(logprobs.gather(-1, following[:, None])[:, 0])
             if reference is not None:
@@ -121,7 +130,7 @@ def read(
     return [results[i] for i in range(len(sequences))]
 
 
-def _parts(logits: torch.Tensor, following: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def parts(logits: torch.Tensor, following: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits in single precision and the tokens that follow, some rows at a time."""
     for part, tokens in zip(logits.split(_ROWS), following.to(logits.device).split(_ROWS), strict=True):
         yield part.float(), tokens

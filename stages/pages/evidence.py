@@ -9,7 +9,7 @@ import pandas as pd
 
 from stages.pages.roles import Roles
 from stages.storage import read_json
-from stages.tables import read_note, read_table
+from stages.tables import read_note, read_table, read_test
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def gather(places: Places, roles: Roles) -> Evidence:
     as_trained = {donor: str(how.get("trained", donor)) for donor, how in roles.donors.items()}
     trained = _found(places.donors, sorted(set(as_trained.values())), "{}/training.json", read_json)
     return Evidence(
-        items=_found(places.evaluation, everyone, "{}/items.parquet", read_table),
+        items=_found(places.evaluation, everyone, "{}/items.parquet", read_test),
         uncertainty=_found(places.uncertainty, variants, "{}.json", read_json),
         catalog=_found(places.catalog, donors, "{}.parquet", read_table),
         trace=_found(places.trace, donors, "{}.parquet", read_table),
