@@ -134,7 +134,7 @@ NO_GAIN = {"gain": (0.0, -0.01, 0.01)}
 )
 def test_a_verdict_follows_its_rules(own, control, verdict):
     controls = {} if control is None else {"control": figures(**control)}
-    found = judge(figures(**own), controls, None, Rules())
+    found = judge(figures(**own), controls, Rules())
     assert found["verdict"] == verdict
     assert found["reasons"]
 

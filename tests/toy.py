@@ -147,6 +147,7 @@ PARAMS: dict[str, Any] = {
     },
     "uncertainty": {"bins": 4, "resamples": 100},
     "report": {"resamples": 100},
+    "verdict": {},
 }  # fmt: skip
 """The experiment: the default one's sections, a variant of each kind and one control."""
 

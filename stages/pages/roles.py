@@ -20,11 +20,24 @@ class Role(pydantic.BaseModel):
     donor: str | None = None
     donors: Mapping[str, Any] | Sequence[Any] = ()
     """Several, where a recipe takes several."""
-    control_for: str | None = None
+    control_for: tuple[str, ...] = ()
+    """The variants that this one is a control for; in params.yaml one name, or a list."""
     strategy: str | None = None
     """`auto` where the plan is followed."""
     section: str = ""
     """Of params.yaml, that it stands in."""
+
+    @pydantic.field_validator("control_for", mode="before")
+    @classmethod
+    def _listed(cls, named: Any) -> Any:
+        return () if named is None else (named,) if isinstance(named, str) else named
+
+    @property
+    def aims(self) -> tuple[str, ...]:
+        """The tasks that it is to gain on: those of the folders of data/prompts that it learns on, if it names any."""
+        told = (self.model_extra or {}).get("prompts")
+        folders = (told,) if isinstance(told, str) else told if isinstance(told, list) else ()
+        return tuple(dict.fromkeys(str(each).split("/")[-1] for each in folders)) or ("capability",)
 
     @property
     def giver(self) -> str | None:
@@ -48,11 +61,16 @@ class Roles:
     donors: Mapping[str, Mapping[str, Any]]
     """Name → how it was adopted."""
     variants: Mapping[str, Role]
-    """In the order of params.yaml, each followed by its controls."""
+    """In the order of params.yaml; a control follows the last of the variants that it is for."""
 
     def controls(self, name: str) -> list[str]:
         """The controls of a variant."""
-        return [control for control, role in self.variants.items() if role.control_for == name]
+        return [control for control, role in self.variants.items() if name in role.control_for]
+
+    def aims(self, name: str) -> tuple[str, ...]:
+        """The tasks that a variant is to gain on; of a control, those of the variants that it is for."""
+        judged = [self.variants[each] for each in self.variants[name].control_for] or [self.variants[name]]
+        return tuple(dict.fromkeys(task for role in judged for task in role.aims))
 
 
 def read_roles(params: Path, sections: Sequence[str] = REPORTED, givers: Sequence[str] = ("adopt",)) -> Roles:
@@ -80,14 +98,17 @@ def read_roles(params: Path, sections: Sequence[str] = REPORTED, givers: Sequenc
         if role.donor not in (None, "target", *donors):
             under = " or ".join(givers)
             raise BadInput(f"{name}: the donor {role.donor!r} is not under {under}; {nearest(str(role.donor), donors)}")
-        if role.control_for is not None and (role.control_for not in named or named[role.control_for].control_for):
-            valid = [other for other, its in named.items() if not its.control_for]
-            raise BadInput(f"{name}: control_for names {role.control_for!r}, expected a variant that is no control; "
-                           f"{nearest(role.control_for, valid)}")  # fmt: skip
-    ordered = {}
+        for judged in role.control_for:
+            if judged not in named or named[judged].control_for:
+                valid = [other for other, its in named.items() if not its.control_for]
+                raise BadInput(f"{name}: control_for names {judged!r}, expected a variant that is no control; "
+                               f"{nearest(judged, valid)}")  # fmt: skip
+    ordered: dict[str, Role] = {}
     for name, role in named.items():
-        if role.control_for is None:
-            ordered |= {name: role} | {c: its for c, its in named.items() if its.control_for == name}
+        if not role.control_for:
+            ordered[name] = role
+            due = {c: its for c, its in named.items() if name in its.control_for}
+            ordered |= {c: its for c, its in due.items() if ordered.keys() >= set(its.control_for)}
     return Roles(donors, ordered)
 
 

@@ -20,8 +20,8 @@ class RouterRecipe(Settings):
 
     target: str
     """The name of the mixture whose routers are biased."""
-    control_for: str | None = None
-    """The variant that this one is a control for."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for."""
     toward: Name
     """The domain whose experts are to be chosen more often."""
     away: Name
