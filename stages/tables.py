@@ -20,6 +20,11 @@ def read_table(path: Path) -> pd.DataFrame:
         raise BadInput(f"{path} cannot be read as parquet ({error}); delete it and run `dvc repro`.") from error
 
 
+def tested(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a model is judged by: those of the test, where splits are told apart."""
+    return rows.loc[rows["split"] == "test"].reset_index(drop=True) if "split" in rows else rows
+
+
 def read_note(path: Path, key: str) -> Any:
     """The JSON under `key` in the metadata of a parquet file; None without. BadInput when the file is damaged."""
     try:

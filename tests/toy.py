@@ -77,7 +77,8 @@ PARAMS: dict[str, Any] = {
             "mix": "add", "training": TRAINING,
         },
         "closed_gate": {
-            "control_for": "blade", "donor": "sibling", "layer": 2, "donor_layer": 2, "gate": "closed",
+            "control_for": ["blade", "bridged_blade"], "donor": "sibling", "layer": 2, "donor_layer": 2,
+            "gate": "closed",
         },
     },
     "auto": {"chosen_blade": {"donor": "sibling", "strategy": "auto", "alpha": 0.9}},

@@ -16,9 +16,9 @@ _FIGURES = ("capability", "gain", "retention_change", "perplexity_ratio")
 def repeats(ground: Ground, seeds: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
     """By recipe `{"members": [names], FIGURE: figure or null, "undefined": {FIGURE: reason}}`.
 
-    A figure is `{"value", "low", "high", "n", "spread", "seeds"}`. `seeds` has for a variant those that are the same
-    with other seeds. It is the mean over all of them (of perplexity ratios the geometric one), its interval holds items and seeds, `spread` is the standard deviation over
-    the seeds. Null where one of them was not judged on these items.
+    `seeds` has for a variant those that are the same with other seeds. A figure is `{"value", "low", "high", "n",
+    "spread", "seeds"}`: the mean over all of them (of perplexity ratios the geometric one), with an interval that holds
+    items and seeds, and the standard deviation over the seeds. Null where one was not judged on these items.
     """
     told = {}
     for name, others in seeds.items():

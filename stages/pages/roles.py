@@ -73,8 +73,15 @@ class Roles:
         return tuple(dict.fromkeys(task for role in judged for task in role.aims))
 
 
-def read_roles(params: Path, sections: Sequence[str] = REPORTED, givers: Sequence[str] = ("adopt",)) -> Roles:
+def read_roles(
+    params: Path,
+    sections: Sequence[str] = REPORTED,
+    givers: Sequence[str] = ("adopt",),
+    lenders: Sequence[str] = ("specialists",),
+) -> Roles:
     """The roles that params.yaml gives in `sections`, with donors under `givers`; a missing section has nobody.
+
+    Models under `lenders` may be donors too, and are not judged themselves.
 
     Raises BadInput when a variant's donor or the variant that it controls does not exist.
     """
@@ -82,22 +89,23 @@ def read_roles(params: Path, sections: Sequence[str] = REPORTED, givers: Sequenc
         raise BadInput(f"Expected a parameter file at {params}, but there is none; run from the repository root.")
     found = yaml.safe_load(params.read_text()) or {}
     fields = {name: (dict[str, Role], {}) for name in sections}
-    adopted = {name: (dict[str, dict[str, Any]], {}) for name in givers}
+    adopted = {name: (dict[str, dict[str, Any]], {}) for name in {*givers, *lenders}}
     model = pydantic.create_model("Sections", **fields, **adopted)  # type: ignore[call-overload]
     told = parse({k: found[k] for k in model.model_fields if found.get(k) is not None}, str(params), model)
     donors = {name: how for section in givers for name, how in getattr(told, section).items()}
+    known = {name for section in adopted for name in getattr(told, section)}
     named: dict[str, Role] = {}
     for section in sections:
         for name, role in getattr(told, section).items():
             if name in named:
                 raise BadInput(f"{named[name].section} and {section} both have a variant {name!r}, expected one of "
                                "them; rename the other.")  # fmt: skip
-            known = {"section": section} | ({"strategy": "auto"} if section == "auto" else {})
-            named[name] = role.model_copy(update=known)
+            about = {"section": section} | ({"strategy": "auto"} if section == "auto" else {})
+            named[name] = role.model_copy(update=about)
     for name, role in named.items():
-        if role.donor not in (None, "target", *donors):
-            under = " or ".join(givers)
-            raise BadInput(f"{name}: the donor {role.donor!r} is not under {under}; {nearest(str(role.donor), donors)}")
+        if role.donor not in (None, "target", *known):
+            under = " or ".join(dict.fromkeys((*givers, *lenders)))
+            raise BadInput(f"{name}: the donor {role.donor!r} is not under {under}; {nearest(str(role.donor), known)}")
         for judged in role.control_for:
             if judged not in named or named[judged].control_for:
                 valid = [other for other, its in named.items() if not its.control_for]

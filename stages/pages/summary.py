@@ -26,6 +26,7 @@ from stages.pages.measures import (
 from stages.pages.repeats import repeats
 from stages.pages.roles import Roles
 from stages.pages.verdict import Rules, judge
+from stages.tables import tested
 
 FIGURES = (
     "capability", "capability_seen", "capability_unseen", "gain", "recovery", "tir", "over_control", "retention",
@@ -84,11 +85,6 @@ def summarize(
         variants[name] |= {**about, **verdict}
     told = repeats(shared, seeds or {})
     return {"target": entry("target"), "donors": donors, "variants": variants, "seeds": told}
-
-
-def tested(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that a model is judged by: those of the test, where splits are told apart."""
-    return rows.loc[rows["split"] == "test"].reset_index(drop=True) if "split" in rows else rows
 
 
 def _model(rows: pd.DataFrame, target: pd.DataFrame, name: str) -> Model:
