@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.anatomy.loading import check, load, load_tokenizer
 from stages.command import run
-from stages.errors import BadInput
 from stages.saving import save
 from stages.settings import Settings, read
 from stages.storage import new_directory, write_json
@@ -21,7 +21,8 @@ class Adoption(Settings):
     trained: str
     """The donor's name under data/donors."""
     null_seed: int | None = None
-    """Draw all weights anew with this seed: a null donor of the same shape, which has learned nothing."""
+    """Draw all weights that were trained anew with this seed: a null donor of the same shape, which has learned
+    nothing. Of an adapter these are its factors; each product of theirs stays as long as it was."""
 
 
 def adopt(adoption: Adoption, trained: Path, target: Path, out: Path) -> None:
@@ -32,10 +33,10 @@ def adopt(adoption: Adoption, trained: Path, target: Path, out: Path) -> None:
     """
     with new_directory(out) as directory:
         if (trained / "adapter_config.json").is_file():
+            adapted = PeftModel.from_pretrained(load(target, device="cpu"), trained)
             if adoption.null_seed is not None:
-                raise BadInput(f"{trained} is an adapter, expected a model of its own for null_seed; drop the key.")
-            merged = PeftModel.from_pretrained(load(target, device="cpu"), trained).merge_and_unload()
-            save(merged, load_tokenizer(target), directory)
+                _draw(adapted, adoption.null_seed)
+            save(adapted.merge_and_unload(), load_tokenizer(target), directory)
         else:
             check(trained)
             for path in sorted(trained.iterdir()):
@@ -48,6 +49,20 @@ def adopt(adoption: Adoption, trained: Path, target: Path, out: Path) -> None:
         write_json(
             directory / "source.json", {"source": f"trained:{adoption.trained}", "null_seed": adoption.null_seed}
         )
+
+
+def _draw(adapted: torch.nn.Module, seed: int) -> None:
+    """Draws the factors of every low-rank change in place."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            with torch.no_grad():
+                for name in module.lora_A:
+                    down, up = module.lora_A[name].weight, module.lora_B[name].weight
+                    length = (up @ down).norm()
+                    for factor in (down, up):
+                        factor.copy_(torch.randn(factor.shape, generator=generator))
+                    up *= length / (up @ down).norm()
 
 
 def main(donor: str, trained: Path, target: Path, out: Path, params: Path = Path("params.yaml"),

@@ -1,6 +1,6 @@
 """Every way to graft side by side: each variant judged beside its control, with what its making showed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from stages.errors import BadInput
 from stages.maths import statistics
 from stages.maths.statistics import Bootstrap, Estimate
 from stages.pages.gallery import WAYS, render
+from stages.pages.measures import CORE
 from stages.pages.roles import Roles, read_roles
 from stages.pages.summary import summarize
 from stages.pages.verdict import Rules
@@ -37,6 +38,11 @@ def alike(rows: pd.DataFrame, sample: pd.DataFrame) -> pd.DataFrame:
     return keyed.loc[wanted].reset_index(drop=True)
 
 
+def _of(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """The rows of some tasks, in the order that all models share."""
+    return rows.loc[rows.task.isin(tasks)].sort_values(["task", "id"])
+
+
 def by_domain(items: Mapping[str, pd.DataFrame], bootstrap: Bootstrap) -> list[dict[str, Any]]:
     """Right answers by domain of each model that was asked about several; None for a domain that it was not."""
     rows = []
@@ -54,23 +60,34 @@ def by_domain(items: Mapping[str, pd.DataFrame], bootstrap: Bootstrap) -> list[d
 
 
 def gallery(
-    settings: Report, roles: Roles, evaluated: Mapping[str, pd.DataFrame], surveyed: Mapping[str, pd.DataFrame]
+    settings: Report,
+    rules: Rules,
+    roles: Roles,
+    evaluated: Mapping[str, pd.DataFrame],
+    surveyed: Mapping[str, pd.DataFrame],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The summary of all surveyed variants, on the items that they have in common, and the rows by domain.
 
     `evaluated` are the rows of the target and the donors, `surveyed` those of the variants and of models asked about
-    several domains. Raises BadInput when nothing was surveyed.
+    several domains; there the target and the donors give what is known of them on the domains. Raises BadInput when
+    nothing was surveyed.
     """
     variants = {name: rows for name, rows in surveyed.items() if name in roles.variants}
     whole = {name: rows for name, rows in variants.items() if (rows.task == "retention").any()}
     if not whole:
         raise BadInput("Expected surveyed variants, got none; run `dvc repro` to make them.")
     sample = next(iter(whole.values()))
-    sample = sample.loc[sample.task.isin(("capability", "retention", "text"))]
-    items = {name: alike(rows, sample) for name, rows in evaluated.items() if name in ("target", *roles.donors)}
-    items |= {name: alike(rows, sample) for name, rows in whole.items()}
+    sample = sample.loc[sample.task.isin(CORE)]
+    domains = [task_of(each) for each in DOMAINS if task_of(each) not in CORE]
+    # the seeds of a variant that stands in another section are repeats of it, and no variants of their own
+    repeated = {each for name, others in settings.seeds.items() for each in (name, *others)}
+    known = {}
+    for name in ("target", *roles.donors, *whole, *sorted(repeated)):
+        judged = [rows[name] for rows in (evaluated, surveyed) if name in rows]
+        if judged:
+            known[name] = pd.concat([alike(judged[0], sample), _of(judged[-1], domains)], ignore_index=True)
     bootstrap = Bootstrap(settings.resamples, settings.confidence, settings.seed)
-    summary = summarize(items, roles, bootstrap, Rules(settings.perplexity_limit, settings.margin))
+    summary = summarize(known, roles, bootstrap, rules, settings.seeds)
     others = {name: rows for name, rows in surveyed.items() if name not in roles.variants}
     return summary, by_domain(others | variants, bootstrap)
 
@@ -78,17 +95,17 @@ def gallery(
 def main(
     evaluation: Path, survey: Path, making: Path, synergy: Path, out: Path, params: Path = Path("params.yaml")
 ) -> None:
-    """Lay out every way to graft, judged by the rules that params.yaml gives under `report`."""
-    settings = read(params, "report", Report)
+    """Lay out every way to graft, judged by the rules that params.yaml gives under `verdict`."""
+    settings, rules = read(params, "report", Report), read(params, "verdict", Rules)
     evaluated = {path.parent.name: read_test(path) for path in sorted(evaluation.glob("*/items.parquet"))}
     roles = read_roles(params, tuple(WAYS), ("adopt", "specialists"))
-    roles = replace(roles, donors={name: how for name, how in roles.donors.items() if name in evaluated})
     surveyed = {path.parent.name: read_test(path) for path in sorted(survey.glob("*/items.parquet"))}
+    roles = replace(roles, donors={n: how for n, how in roles.donors.items() if n in evaluated or n in surveyed})
     ways = {way: [name for name, role in roles.variants.items() if role.section == way] for way in WAYS}
     makings = {path.stem: read_json(path) for path in sorted(making.glob("*.json"))}
     synergies = {path.stem: read_json(path) for path in sorted(synergy.glob("*.json"))}
-    summary, domains = gallery(settings, roles, evaluated, surveyed)
-    page = render(summary, roles, ways, makings, domains, synergies, settings.model_dump())
+    summary, domains = gallery(settings, rules, roles, evaluated, surveyed)
+    page = render(summary, roles, ways, makings, domains, synergies, settings.model_dump() | rules.model_dump())
     with new_directory(out) as directory:
         told = {"summary": summary, "making": makings, "domains": domains, "synergy": synergies}
         write_json(directory / "gallery.json", told)

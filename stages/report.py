@@ -17,20 +17,18 @@ from stages.storage import new_directory, write_json
 
 
 class Report(Settings):
-    """How sure a figure has to be, and what counts as harm."""
+    """How intervals are drawn; the rules of the verdict stand under `verdict`."""
 
     resamples: int = pydantic.Field(default=2000, ge=100)
     """Bootstrap resamples behind each interval."""
     confidence: float = pydantic.Field(default=0.95, gt=0, lt=1)
     """Of the intervals."""
     seed: int = 0
-    perplexity_limit: float = pydantic.Field(default=1.02, ge=1)
-    """The largest perplexity ratio on unrelated text that still counts as unharmed."""
-    margin: float = pydantic.Field(default=0.02, ge=0)
-    """A loss of accuracy up to this counts as none: "no worse" needs intervals that exclude a larger one."""
+    seeds: dict[str, tuple[str, ...]] = {}
+    """For a variant, those that are the same recipe with other seeds: {NAME: [NAME, ...]}."""
 
 
-def report(settings: Report, places: Places, params: Path, out: Path) -> str:
+def report(settings: Report, rules: Rules, places: Places, params: Path, out: Path) -> str:
     """Writes summary.json, summary.md and index.html into `out`, and gives the finding in a sentence.
 
     Who takes part is read from params.yaml's adopt, inject and transplant, so that what a renamed variant left behind
@@ -40,11 +38,12 @@ def report(settings: Report, places: Places, params: Path, out: Path) -> str:
     roles = read_roles(params)
     evidence = gather(places, roles)
     bootstrap = Bootstrap(settings.resamples, settings.confidence, settings.seed)
-    summary = summarize(evidence.items, roles, bootstrap, Rules(settings.perplexity_limit, settings.margin))
+    summary = summarize(evidence.items, roles, bootstrap, rules, settings.seeds)
+    told = settings.model_dump() | rules.model_dump()
     with new_directory(out) as directory:
         write_json(directory / "summary.json", summary)
         (directory / "summary.md").write_text(markdown(summary, roles), encoding="utf-8")
-        (directory / "index.html").write_text(render(summary, roles, evidence, settings.model_dump()), encoding="utf-8")
+        (directory / "index.html").write_text(render(summary, roles, evidence, told), encoding="utf-8")
     return finding(summary, roles)
 
 
@@ -55,7 +54,7 @@ def main(
 ) -> None:  # fmt: skip
     """Judge every model that was evaluated, and write the report."""
     places = Places(evaluation, uncertainty, catalog, trace, bridges, gates, plan, models, donors, selection)
-    print(report(read(params, "report", Report), places, params, out))
+    print(report(read(params, "report", Report), read(params, "verdict", Rules), places, params, out))
 
 
 if __name__ == "__main__":

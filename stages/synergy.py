@@ -73,7 +73,7 @@ def _domain(settings: Synergy, domain: Name, frames: Mapping[str, pd.DataFrame])
         undefined[name] = figure.reason
         return None
 
-    found: dict[str, Any] = {"n": len(rows["target"]), "clusters": draws.counts.shape[1]}
+    found: dict[str, Any] = {"n": len(rows["target"]), "clusters": draws.clusters}
     for measure, column in _MEASURES.items():
         values = {name: each[column].to_numpy(dtype=np.float64) for name, each in rows.items()}
         change = {name: each - values["target"] for name, each in values.items()}

@@ -41,6 +41,7 @@ PARAMS = {
         "random_transplant": {"donor": "sibling", "control_for": "transplant"},
     },
     "report": {"resamples": 400},
+    "verdict": {},
     "uncertainty": {"resamples": 200},
 }
 # capability, retention lost, nats a token lost on text, KL; None: another tokenizer

@@ -89,9 +89,27 @@ def test_a_null_donor_has_the_shape_and_none_of_the_weights(root, tmp_path):
     assert read_json(tmp_path / "one" / "source.json")["null_seed"] == 1
 
 
+def test_a_null_adapter_changes_the_same_modules_as_far_in_other_directions(root, tmp_path):
+    for name, seed in (("trained", None), ("one", 1), ("again", 1), ("two", 2)):
+        adopt(Adoption(trained="a", null_seed=seed), root / "adapter", root / "llama_0", tmp_path / name)
+    plain = load_file(root / "llama_0" / "model.safetensors")
+    trained, one, again, two = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("trained", "one", "again", "two")
+    )
+    changed = [name for name in plain if not torch.equal(trained[name], plain[name])]
+    assert len(changed) == 4 * 7
+    for name, value in one.items():
+        assert torch.equal(value, again[name])
+        if name not in changed:
+            assert torch.equal(value, plain[name])
+            continue
+        ways = [(each[name].float() - plain[name].float()).flatten() for each in (trained, one, two)]
+        assert float(ways[1].norm()) == pytest.approx(float(ways[0].norm()), rel=0.02)
+        assert abs(torch.cosine_similarity(ways[0], ways[1], dim=0)) < 0.3
+        assert abs(torch.cosine_similarity(ways[1], ways[2], dim=0)) < 0.3
+
+
 def test_what_cannot_be_adopted_is_refused_and_leaves_nothing(root, tmp_path):
-    with pytest.raises(BadInput, match="is an adapter, expected a model of its own for null_seed; drop the key"):
-        adopt(Adoption(trained="a", null_seed=1), root / "adapter", root / "llama_0", tmp_path / "out")
     with pytest.raises(BadInput, match="Expected a model directory with config.json at .*got nothing"):
         adopt(Adoption(trained="a"), tmp_path / "none", root / "llama_0", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -15,6 +15,7 @@ PARAMS = {
     "adopt": {"sibling": {"trained": "sibling"}},
     "specialists": {"moe": {"trained": "moe"}},
     "report": {"resamples": 200},
+    "verdict": {},
     "merge": {
         "half": {"donors": {"sibling": 0.5}, "method": "linear"},
         "noise": {"control_for": "half", "donors": {"sibling": 0.5}, "method": "random"},

@@ -189,7 +189,7 @@ def test_hostile_names_and_values_are_inert(browser, tmp_path):
 
 
 def test_settings_have_defaults_and_misspelt_ones_are_refused(made, tmp_path):
-    assert stage.Report() == stage.Report(resamples=2000, confidence=0.95, seed=0, perplexity_limit=1.02, margin=0.02)
+    assert stage.Report() == stage.Report(resamples=2000, confidence=0.95, seed=0, seeds={})
     arguments_ = arguments(made) | {"params": tmp_path / "params.yaml", "out": tmp_path / "report"}
     text = (made / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("resamples", "resample"))

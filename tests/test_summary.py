@@ -1,19 +1,24 @@
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
+import scipy.stats
 from synthetic import MODELS, items, params
 
 from stages.errors import BadInput
+from stages.maths.discovery import holm
 from stages.maths.statistics import Bootstrap
 from stages.pages.roles import Roles, read_roles
 from stages.pages.summary import FIGURES, summarize
 from stages.pages.verdict import Rules, judge
 
 EVALUATED = {name: items(name) for name in MODELS}
+RULES = Rules()
 
 
-def summary_of(roles, evaluated=EVALUATED):
-    return summarize(evaluated, roles, Bootstrap(resamples=300), Rules())
+def summary_of(roles, evaluated=EVALUATED, rules=RULES, seeds=None):
+    return summarize(evaluated, roles, Bootstrap(resamples=300), rules, seeds)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +139,7 @@ NO_GAIN = {"gain": (0.0, -0.01, 0.01)}
 )
 def test_a_verdict_follows_its_rules(own, control, verdict):
     controls = {} if control is None else {"control": figures(**control)}
-    found = judge(figures(**own), controls, None, Rules())
+    found = judge(figures(**own), controls, Rules())
     assert found["verdict"] == verdict
     assert found["reasons"]
 
@@ -179,6 +184,7 @@ def test_an_experiment_without_retention_or_phrasings_says_what_is_missing(roles
         ({"inject": {"blade": {"donor": "siblin"}}}, "did you mean 'sibling'"),
         ({"inject": {"gate": {"donor": "sibling", "control_for": "transplan"}}}, "did you mean 'transplant'"),
         ({"inject": {"a": {"control_for": "transplant"}, "b": {"control_for": "a"}}}, "a variant that is no control"),
+        ({"inject": {"a": {"control_for": ["transplant", "transplan"]}}}, "did you mean 'transplant'"),
         ({"inject": {"transplant": {}}}, "both have a variant 'transplant'"),
         ({"adopt": ["sibling"]}, "adopt"),
     ],
@@ -192,3 +198,145 @@ def test_each_control_stands_after_its_variant(roles):
     assert list(roles.variants) == ["blade", "closed_gate", "bridged_blade", "null_donor", "published_blade",
                                     "transplant", "random_transplant"]  # fmt: skip
     assert roles.controls("blade") == ["closed_gate"]
+
+
+def test_a_control_may_be_for_several_and_stands_after_the_last_of_them(tmp_path):
+    inject = {"a": {}, "null": {"control_for": ["a", "transplant"]}, "b": {}}
+    roles = read_roles(params(tmp_path, inject=inject))
+    assert list(roles.variants) == ["a", "b", "transplant", "null", "random_transplant"]
+    assert roles.controls("a") == ["null"]
+    assert roles.controls("transplant") == ["null", "random_transplant"]
+
+
+def further(name, task, role, right):
+    """The rows of `name` with as many items of one more task, which it has right by the share `right`."""
+    rows = EVALUATED[name]
+    more = rows.loc[rows.task == "retention"].assign(task=task)
+    more["right"] = pd.array(np.random.default_rng(3).random(len(more)) < right, dtype="boolean")
+    both = pd.concat([rows, more], ignore_index=True)
+    return both.assign(role=both.task.where(both.task != task, role), split="test")
+
+
+@pytest.fixture(scope="module")
+def with_mmlu():
+    """All models on a further task, on which published_blade and blade stay as they are and bridged_blade forgets."""
+    return {name: further(name, "mmlu", "retention", 0.3 if name == "bridged_blade" else 0.6) for name in MODELS}
+
+
+def test_a_sure_loss_on_a_further_task_makes_a_variant_worse(roles, with_mmlu):
+    found = summary_of(roles, with_mmlu)
+    entry = found["variants"]["bridged_blade"]
+    told = entry["tasks"]["mmlu"]
+    assert told["role"] == "retention"
+    assert told["n"] == told["accuracy"]["n"] == 120
+    assert told["change"]["high"] < 0
+    assert told["mcnemar_p"] <= told["adjusted_p"] < 0.001
+    assert entry["verdict"] == "worse"
+    assert entry["reasons"] == ["it gains on the capability", "it loses on mmlu"]
+    assert found["variants"]["blade"]["verdict"] == "better"
+    assert found["target"]["tasks"]["mmlu"]["change"] is None
+    assert found["target"]["tasks"]["mmlu"]["accuracy"]["value"] == pytest.approx(0.6, abs=0.15)
+
+
+def test_a_further_task_that_is_required_and_was_not_measured_leaves_no_verdict(roles, with_mmlu):
+    rules = Rules(required=("gain", "mmlu"))
+    without = with_mmlu | {"blade": EVALUATED["blade"]}
+    found = summary_of(roles, without, rules)["variants"]
+    assert found["blade"]["verdict"] == "not measured"
+    assert found["blade"]["reasons"] == ["mmlu: not measured"]
+    assert found["bridged_blade"]["verdict"] == "worse"
+
+
+def test_a_variant_is_judged_on_the_tasks_that_it_learned(tmp_path):
+    inject = {"units_blade": {"donor": "sibling", "prompts": "domains/units"},
+              "null": {"donor": "sibling", "prompts": "domains/units", "control_for": "units_blade"}}  # fmt: skip
+    roles = read_roles(params(tmp_path, inject=inject, transplant=None))
+    like = {"target": ("target", 0.1), "sibling": ("sibling", 0.9), "units_blade": ("closed_gate", 0.9),
+            "null": ("closed_gate", 0.1)}  # fmt: skip
+    items_ = {name: further(known, "units", "capability", right) for name, (known, right) in like.items()}
+    entry = summary_of(roles, items_)["variants"]["units_blade"]
+    assert entry["aims"] == ["units"]
+    assert entry["gain"]["value"] == 0
+    assert entry["tasks"]["units"]["recovery"]["value"] == 1
+    assert entry["tasks"]["units"]["over_control"]["low"] > 0
+    assert entry["verdict"] == "better"
+    matched = items_ | {"null": items_["units_blade"]}
+    assert summary_of(roles, matched)["variants"]["units_blade"]["verdict"] == "undecided"
+    alone = {name: rows for name, rows in items_.items() if name != "units_blade"}
+    assert summary_of(roles, alone | {"units_blade": EVALUATED["blade"]})["variants"]["units_blade"]["verdict"] == (
+        "not measured"
+    )
+
+
+def test_p_values_are_adjusted_over_variants_and_tasks_and_controls_are_not(roles, with_mmlu):
+    found = {rule: summary_of(roles, with_mmlu, Rules(correction=rule))["variants"]
+             for rule in ("holm", "benjamini_hochberg", "none")}  # fmt: skip
+    keys = (("mcnemar_p", "adjusted_p"), ("retention_mcnemar_p", "retention_adjusted_p"))
+
+    def family(variants, which):
+        tried = [name for name, role in roles.variants.items() if not role.control_for]
+        own = [variants[name][key[which]] for name in tried for key in keys]
+        return own + [variants[name]["tasks"]["mmlu"][keys[0][which]] for name in tried]
+
+    raw = np.array(family(found["none"], 0))
+    assert len(raw) == 4 * 3
+    assert family(found["none"], 1) == list(raw)
+    assert family(found["holm"], 1) == pytest.approx(holm(raw), rel=0.02)
+    by_rate = scipy.stats.false_discovery_control(raw)
+    assert family(found["benjamini_hochberg"], 1) == pytest.approx(by_rate, rel=0.02)
+    assert found["holm"]["closed_gate"]["adjusted_p"] is found["holm"]["closed_gate"]["retention_adjusted_p"] is None
+
+
+def test_a_gain_that_does_not_survive_correction_is_undecided_and_says_so():
+    entry = figures() | {"adjusted_p": 0.2}
+    found = judge(entry, {"control": figures(**NO_GAIN)}, RULES)
+    assert found["verdict"] == "undecided"
+    assert "the gain on the capability is not sure at 0.05 after correction" in found["reasons"]
+    assert judge(entry, {"control": figures(**NO_GAIN)}, Rules(level=0.25))["verdict"] == "better"
+
+
+def test_a_loss_that_does_not_survive_correction_still_stands_in_the_way_of_better():
+    entry = figures(change=(-0.05, -0.08, -0.02)) | {"retention_adjusted_p": 0.2, "adjusted_p": 0.001}
+    found = judge(entry, {"control": figures(**NO_GAIN)}, RULES)
+    assert found["verdict"] == "undecided"
+    assert "it may lose on retention, though not surely after correction" in found["reasons"]
+    assert judge(entry | {"retention_adjusted_p": 0.01}, {}, RULES)["verdict"] == "worse"
+
+
+def test_a_control_speaks_up_without_correction():
+    entry = figures() | {"adjusted_p": None}
+    assert judge(entry, {}, RULES, control_for=["a", "b"])["verdict"] == "control: also gains"
+
+
+def test_p_takes_the_items_of_a_cluster_together(summary):
+    entry = summary["variants"]["published_blade"]
+    ours, theirs = (EVALUATED[name].query("task == 'capability'") for name in ("published_blade", "target"))
+    gap = (ours.right.astype(int) - theirs.right.astype(int)).to_numpy()
+    shares = pd.Series(gap).groupby(ours.cluster.to_numpy()).sum()
+    signs = np.random.default_rng(0).choice([-1, 1], size=(4000, len(shares)))
+    wanted = (np.abs(signs @ shares.to_numpy()) >= abs(gap.sum())).mean()
+    assert entry["mcnemar_p"] == pytest.approx(wanted, abs=0.03)
+
+
+def test_the_least_detectable_differences_are_told_of_every_model_but_the_target(summary):
+    assert summary["target"]["minimum_detectable"] == {"gain": None, "retention_change": None}
+    told = summary["variants"]["closed_gate"]["minimum_detectable"]
+    assert 0 < told["gain"] < 0.1
+    assert 0.02 < told["retention_change"] < 0.2  # 120 questions cannot tell a loss within the margin
+
+
+def test_seeds_of_a_recipe_are_pooled_and_their_spread_is_told(roles):
+    items_ = EVALUATED | {"second": EVALUATED["bridged_blade"], "third": EVALUATED["transplant"]}
+    told = summary_of(roles, items_, seeds={"blade": ["second", "third"], "transplant": ["gone"]})["seeds"]
+    members = [summary_of(roles)["variants"][name] for name in ("blade", "bridged_blade", "transplant")]
+    for figure in ("gain", "retention_change"):
+        values = [entry[figure]["value"] for entry in members]
+        assert told["blade"][figure]["value"] == pytest.approx(np.mean(values), abs=1e-5)
+        assert told["blade"][figure]["spread"] == pytest.approx(np.std(values, ddof=1), abs=1e-5)
+    assert told["blade"]["gain"]["seeds"] == 3
+    wide = told["blade"]["gain"]["high"] - told["blade"]["gain"]["low"]
+    assert wide > members[0]["gain"]["high"] - members[0]["gain"]["low"]
+    ratios = [entry["perplexity_ratio"]["value"] for entry in members]
+    assert told["blade"]["perplexity_ratio"]["value"] == pytest.approx(scipy.stats.gmean(ratios), abs=1e-5)
+    assert told["transplant"]["gain"] is None
+    assert told["transplant"]["undefined"]["gain"] == "gone not judged on these items"

@@ -78,7 +78,8 @@ PARAMS: dict[str, Any] = {
             "mix": "add", "training": TRAINING,
         },
         "closed_gate": {
-            "control_for": "blade", "donor": "sibling", "layer": 2, "donor_layer": 2, "gate": "closed",
+            "control_for": ["blade", "bridged_blade"], "donor": "sibling", "layer": 2, "donor_layer": 2,
+            "gate": "closed",
         },
     },
     "auto": {"chosen_blade": {"donor": "sibling", "strategy": "auto", "alpha": 0.9}},
@@ -153,6 +154,7 @@ PARAMS: dict[str, Any] = {
     "uncertainty": {"bins": 4, "resamples": 100, "splits": 5, "routing": {"epsilon": 0.2, "splits": 5}},
     "ensembles": {"blades": {"members": ["blade", "bridged_blade"], "resamples": 100}},
     "report": {"resamples": 100},
+    "verdict": {},
 }  # fmt: skip
 """The experiment: the default one's sections, a variant of each kind and one control."""
 

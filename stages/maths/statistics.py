@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import bdtr, ndtr, ndtri
+from scipy.special import ndtr, ndtri
 
 from stages.errors import BadInput
 
@@ -14,6 +14,8 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 """From weights [draws, items] (how often a draw has each item) to one figure a draw [draws]. NaN leaves a draw out;
 an infinity makes the interval unbounded."""
 
+ALIKE = 1e-9
+"""Figures closer than this differ by rounding only."""
 _CELLS = 4_000_000  # weights held at a time
 _GROUPS = 1_000  # most clusters or groups of clusters that the jackknife leaves out in turn
 
@@ -51,6 +53,18 @@ class Bootstrap:
 
 
 @dataclass(frozen=True)
+class Totals:
+    """The sum of one figure over the items, which `Draws.totals` takes of many figures at once."""
+
+    sums: np.ndarray
+    """[1 + resamples + groups]: over all items, over each resample, and over all but each group of clusters"""
+
+
+Column = ArrayLike | Totals
+"""One figure an item [items], or its sums."""
+
+
+@dataclass(frozen=True)
 class Draws:
     """Clusters drawn with replacement; figures from the same draws are paired."""
 
@@ -59,6 +73,30 @@ class Draws:
     counts: np.ndarray
     """[resamples, clusters], how often a resample has a cluster"""
     confidence: float
+
+    @property
+    def clusters(self) -> int:
+        """How many there are to draw from."""
+        return self.counts.shape[1]
+
+    @cached_property
+    def size(self) -> Totals:
+        """How many items a draw has."""
+        return self.totals(np.ones((len(self.members), 1)))[0]
+
+    def totals(self, columns: np.ndarray) -> list[Totals]:
+        """The sums of each of `columns` [items, columns], by one product of matrices over clusters.
+
+        A figure made of sums costs so much less than one that needs every item's weight: many models share a product.
+        """
+        inside = np.stack([np.bincount(self.members, each, self.clusters) for each in columns.T], axis=-1)
+        group = np.arange(self.clusters) % _GROUPS
+        groups = np.stack([np.bincount(group, each) for each in inside.T], axis=-1)
+        step = max(1, _CELLS // self.clusters)
+        blocks = (self.counts[start : start + step] for start in range(0, len(self.counts), step))
+        whole = inside.sum(0, keepdims=True)
+        found = np.concatenate([whole, *(each.astype(np.float64) @ inside for each in blocks), whole - groups])
+        return [Totals(each) for each in np.ascontiguousarray(found.T)]
 
     def resampled(self) -> Iterable[np.ndarray]:
         """Weights [draws, items] of every resample, some draws at a time."""
@@ -83,7 +121,7 @@ class Draws:
 
     def _leave_out(self) -> Iterator[np.ndarray]:
         group = self.members % _GROUPS
-        groups = min(_GROUPS, self.counts.shape[1])
+        groups = min(_GROUPS, self.clusters)
         step = max(1, _CELLS // len(group))
         for start in range(0, groups, step):
             yield (group != np.arange(start, min(start + step, groups))[:, None]).astype(np.float64)
@@ -99,7 +137,7 @@ def draw(clusters: Sequence[object] | np.ndarray, bootstrap: Bootstrap) -> Draws
     if not count:
         raise BadInput("Expected at least one item to resample, got none; evaluate on more items.")
     generator = np.random.default_rng(bootstrap.seed)
-    counts = np.empty((bootstrap.resamples, count), dtype=np.uint16)
+    counts = np.empty((bootstrap.resamples, count), dtype=np.uint8)  # more than 255 of one cluster never come up
     step = max(1, _CELLS // count)
     for start in range(0, bootstrap.resamples, step):
         rows = min(step, bootstrap.resamples - start)
@@ -117,19 +155,30 @@ def estimate(draws: Draws, statistic: Statistic, span: tuple[float, float] | Non
     one draw in twenty has no figure, the interval is the whole span. Undefined where the figure itself is, or where
     no finite interval was found.
     """
-    items = len(draws.members)
-    value = float(statistic(np.ones((1, items)))[0])
+    value = statistic(np.ones((1, len(draws.members))))
+    if not np.isfinite(value[0]):
+        return Undefined("not defined on these items")
+    drawn = np.concatenate([statistic(weights) for weights in draws.resampled()])
+    left = () if span and np.ptp(drawn) < ALIKE else map(statistic, draws.left_out())
+    return bounded(draws, np.concatenate([value, drawn, *left]), span)
+
+
+def bounded(draws: Draws, figures: np.ndarray, span: tuple[float, float] | None = None) -> Estimate | Undefined:
+    """The estimate from a figure [1 + resamples + groups] on all items, on each resample and without each group.
+
+    As `estimate` has it; for figures that are made of `Totals`.
+    """
+    items, count = len(draws.members), len(draws.counts)
+    value, resampled, jackknife = float(figures[0]), figures[1 : 1 + count], figures[1 + count :]
     if not np.isfinite(value):
         return Undefined("not defined on these items")
-    resampled = np.concatenate([statistic(weights) for weights in draws.resampled()])
     defined = resampled[~np.isnan(resampled)]
     if len(defined) < 0.95 * len(resampled):
         return Estimate(value, *span, items) if span else Undefined("too few items to bound it")
-    if span and np.ptp(defined) == 0:
-        missed = unseen_share(draws.counts.shape[1], 1 - draws.confidence)
+    if span and np.ptp(defined) < ALIKE:
+        missed = unseen_share(draws.clusters, 1 - draws.confidence)
         low, high = (value + missed * (end - value) for end in span)
         return Estimate(value, low, high, items)
-    jackknife = np.concatenate([statistic(weights) for weights in draws.left_out()])
     low, high = bca(value, defined, jackknife, draws.confidence)
     if not np.isfinite([low, high]).all():
         return Undefined("too few items to bound it")
@@ -161,45 +210,46 @@ def unseen_share(clusters: int, doubt: float) -> float:
     return 1 - (doubt / 2) ** (1 / clusters)
 
 
-def mean(draws: Draws, values: ArrayLike, span: tuple[float, float] | None = None) -> Estimate | Undefined:
-    """The mean of `values` [items]."""
-    v = np.asarray(values, dtype=np.float64)
-    return estimate(draws, lambda w: (w @ v) / w.sum(-1), span)
+def mean(draws: Draws, values: Column, span: tuple[float, float] | None = None) -> Estimate | Undefined:
+    """The mean of `values` over the items."""
+    (total,) = sums(draws, values)
+    return bounded(draws, over(total, draws.size.sums), span)
 
 
-def accuracy(draws: Draws, right: ArrayLike) -> Estimate | Undefined:
-    """The share of right answers."""
+def accuracy(draws: Draws, right: Column) -> Estimate | Undefined:
+    """The share of right answers, or the mean of a score between 0 and 1."""
     return mean(draws, right, span=(0.0, 1.0))
 
 
-def difference(draws: Draws, first: ArrayLike, second: ArrayLike) -> Estimate | Undefined:
+def difference(draws: Draws, first: Column, second: Column) -> Estimate | Undefined:
     """The share of right answers of the first model less that of the second, paired by item."""
-    return mean(draws, _float(first) - _float(second), span=(-1.0, 1.0))
+    a, b = sums(draws, first, second)
+    return mean(draws, Totals(a - b), span=(-1.0, 1.0))
 
 
-def ratio(draws: Draws, first: ArrayLike, second: ArrayLike) -> Estimate | Undefined:
+def ratio(draws: Draws, first: Column, second: Column) -> Estimate | Undefined:
     """Sum of the first over sum of the second, paired by item; undefined where the second can vanish."""
-    a, b = _float(first), _float(second)
-    return estimate(draws, lambda w: _over(w @ a, w @ b))
+    a, b = sums(draws, first, second)
+    return bounded(draws, over(a, b))
 
 
-def recovery(draws: Draws, graft: ArrayLike, donor: ArrayLike, target: ArrayLike) -> Estimate | Undefined:
+def recovery(draws: Draws, graft: Column, donor: Column, target: Column) -> Estimate | Undefined:
     """(graft − target) / (donor − target) of the shares of right answers, a paired bootstrap of the ratio.
 
     Undefined where the interval of donor − target reaches 0 or below: there is nothing to recover.
     """
-    gain, gap = _float(graft) - _float(target), _float(donor) - _float(target)
-    whole = mean(draws, gap, span=(-1.0, 1.0))
+    g, d, t = sums(draws, graft, donor, target)
+    whole = difference(draws, Totals(d), Totals(t))
     if isinstance(whole, Undefined) or whole.low <= 0:
         return Undefined("the donor is not surely better than the target, so there is no gain to recover")
     reach = 1 / whole.value
-    return estimate(draws, lambda w: _over(w @ gain, w @ gap), span=(-reach, reach))
+    return bounded(draws, over(g - t, d - t), span=(-reach, reach))
 
 
-def perplexity_ratio(draws: Draws, graft: ArrayLike, target: ArrayLike, tokens: ArrayLike) -> Estimate | Undefined:
+def perplexity_ratio(draws: Draws, graft: Column, target: Column, tokens: Column) -> Estimate | Undefined:
     """The graft's perplexity over the target's: exp(−(Σ graft − Σ target) / Σ tokens) of log-likelihoods in nats."""
-    less, count = _float(target) - _float(graft), _float(tokens)
-    return estimate(draws, lambda w: np.exp((w @ less) / (w @ count)))
+    g, t, count = sums(draws, graft, target, tokens)
+    return bounded(draws, np.exp(over(t - g, count)))
 
 
 def rank_correlation(draws: Draws, first: ArrayLike, second: ArrayLike) -> Estimate | Undefined:
@@ -224,21 +274,18 @@ def rank_correlation(draws: Draws, first: ArrayLike, second: ArrayLike) -> Estim
     return estimate(draws, correlation, span=(-1.0, 1.0))
 
 
-def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
-    """Exact two-sided p of McNemar's test: items that the first model alone has right against those of the second.
-
-    2 · P(Binomial(b + c, 1/2) ≤ min(b, c)), at most 1. Takes items for independent, so clusters make it too small.
-    """
-    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    gained, lost = int((a & ~b).sum()), int((~a & b).sum())
-    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5))) if gained + lost else 1.0
+def sums(draws: Draws, *columns: Column) -> list[np.ndarray]:
+    """The sums of each column; those that are not summed yet go through one product."""
+    new = [_float(each) for each in columns if not isinstance(each, Totals)]
+    made = iter(draws.totals(np.stack(new, axis=-1)) if new else ())
+    return [(each if isinstance(each, Totals) else next(made)).sums for each in columns]
 
 
 def _float(values: ArrayLike) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
-def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """The quotient; where the divisor is not positive, an infinity of the dividend's sign (NaN where both are 0)."""
+def over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """above / below; where the divisor is not positive, an infinity of the dividend's sign (NaN where both are 0)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(below > 0, above / below, np.where(above == 0, np.nan, np.sign(above) * np.inf))

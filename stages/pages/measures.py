@@ -7,99 +7,116 @@ import numpy as np
 import pandas as pd
 
 from stages.maths import statistics
-from stages.maths.statistics import Bootstrap, Draws, Estimate, Undefined, draw
+from stages.maths.statistics import Bootstrap, Draws, Estimate, Totals, Undefined, draw
 
 Figure = Estimate | Undefined
+Model = Mapping[str, pd.DataFrame]
+"""Task → one model's rows."""
 
-
-@dataclass(frozen=True)
-class Model:
-    """One model's rows by task."""
-
-    capability: pd.DataFrame
-    retention: pd.DataFrame
-    text: pd.DataFrame
+CORE = ("capability", "retention", "text")
+"""The tasks that every experiment has; each is of the kind that it is called."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some items of a task, and the draws over their clusters."""
+    """Some items of a task, and what each model makes of them."""
 
-    rows: np.ndarray
     draws: Draws
-
-    def right(self, frame: pd.DataFrame) -> np.ndarray:
-        """1 where the model is right, else 0."""
-        return frame.right.to_numpy(dtype=np.float64)[self.rows]
+    clusters: np.ndarray
+    scores: Mapping[str, np.ndarray]
+    """Model → 1 where it is right, 0 where it is wrong, or what the task gives in between [items]."""
+    sums: Mapping[str, Totals]
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What every model is measured on: the items, and the draws that all models share."""
+    """What every model is measured on; all models share the draws over the items."""
 
-    target: Model
-    capability: Part | None
+    tasks: Mapping[str, Part]
+    """Tasks whose items are right or wrong."""
+    roles: Mapping[str, str]
+    """Task → capability, retention or text."""
     seen: Part | None
-    """Items in phrasings that occur in training."""
+    """Items of the capability in phrasings that occur in training."""
     unseen: Part | None
-    cells: Mapping[tuple[str, int], Part | None]
+    cells: Mapping[tuple[str, int], Part]
     """Operation and digits → the capability's items of that kind."""
-    retention: Part | None
-    text: Part | None
+    texts: Mapping[str, Draws]
+    """Tasks whose items are texts."""
+    models: Mapping[str, Model]
 
 
-def lay(target: Model, bootstrap: Bootstrap) -> Ground:
-    """The parts of the target's items; None for a part without items."""
+def lay(models: Mapping[str, Model], bootstrap: Bootstrap) -> Ground:
+    """The parts of the target's items, with the sums of all models that were judged on them."""
+    target = models["target"]
+    roles = {task: _role(task, rows) for task, rows in target.items()}
 
-    def part(frame: pd.DataFrame, keep: pd.Series | None = None) -> Part | None:
-        rows = np.flatnonzero(np.ones(len(frame)) if keep is None else keep.to_numpy(dtype=bool, na_value=False))
-        return Part(rows, draw(frame.cluster.to_numpy()[rows], bootstrap)) if len(rows) else None
+    def part(task: str, keep: np.ndarray | None = None) -> Part | None:
+        if task not in target or not len(target[task]):
+            return None
+        rows = np.arange(len(target[task])) if keep is None else np.flatnonzero(keep)
+        if not len(rows):
+            return None
+        clusters = target[task].cluster.to_numpy()[rows]
+        draws = draw(clusters, bootstrap)
+        scores = {name: _scores(model[task])[rows] for name, model in models.items() if task in model}
+        totals = draws.totals(np.stack(list(scores.values()), axis=-1))
+        return Part(draws, clusters, scores, dict(zip(scores, totals, strict=True)))
 
-    asked = target.capability
+    found = {task: part(task) for task, role in roles.items() if role != "text"}
+    asked = target.get("capability", pd.DataFrame(columns=["seen", "digits", "group"]))
     seen = asked.seen.astype("boolean")
     told = asked.loc[asked.digits.notna()]
     kinds = sorted(set(zip(told.group, told.digits.astype(int), strict=True)))
-    cells = {(group, digits): part(asked, (asked.group == group) & (asked.digits == digits)) for group, digits in kinds}
+    alike = {kind: part("capability", _where((asked.group == kind[0]) & (asked.digits == kind[1]))) for kind in kinds}
     return Ground(
-        target, part(asked), part(asked, seen), part(asked, ~seen), cells, part(target.retention), part(target.text)
-    )
+        tasks={task: each for task, each in found.items() if each},
+        roles=roles,
+        seen=part("capability", _where(seen)),
+        unseen=part("capability", _where(~seen)),
+        cells={kind: each for kind, each in alike.items() if each},
+        texts={t: draw(target[t].cluster.to_numpy(), bootstrap) for t, role in roles.items()
+               if role == "text" and len(target[t])},
+        models=models,
+    )  # fmt: skip
 
 
-def on_capability(ground: Ground, model: Model) -> dict[str, Figure]:
+def on_capability(ground: Ground, model: str) -> dict[str, Figure]:
     """Accuracy on all items and by phrasing; gain = model − target and tir = model / target, paired by item."""
-    parts = {"capability": ground.capability, "capability_seen": ground.seen, "capability_unseen": ground.unseen}
-    figures = {name: _paired(part, statistics.accuracy, model) for name, part in parts.items()}
-    figures["gain"] = _paired(ground.capability, statistics.difference, model, ground.target)
-    figures["tir"] = _paired(ground.capability, statistics.ratio, model, ground.target)
+    whole = ground.tasks.get("capability")
+    parts = {"capability": whole, "capability_seen": ground.seen, "capability_unseen": ground.unseen}
+    figures = {name: paired(part, statistics.accuracy, model) for name, part in parts.items()}
+    figures["gain"] = paired(whole, statistics.difference, model, "target")
+    figures["tir"] = paired(whole, statistics.ratio, model, "target")
     return figures
 
 
-def as_graft(ground: Ground, graft: Model, donor: Model | None, controls: Sequence[Model]) -> dict[str, Figure]:
+def as_graft(part: Part | None, graft: str, donor: str | None, controls: Sequence[str]) -> dict[str, Figure]:
     """recovery = (graft − target) / (donor − target), and over_control: the lead over the control nearest to it."""
-    whole = ground.capability
     figures: dict[str, Figure] = {"recovery": Undefined("its donor was not measured")}
-    if donor:
-        figures["recovery"] = _paired(whole, statistics.recovery, graft, donor, ground.target)
-    leads = [_paired(whole, statistics.difference, graft, control) for control in controls]
+    if part and donor in part.sums:
+        figures["recovery"] = paired(part, statistics.recovery, graft, donor, "target")
+    leads = [paired(part, statistics.difference, graft, each) for each in controls if part and each in part.sums]
     found = [lead for lead in leads if isinstance(lead, Estimate)]
     figures["over_control"] = min(found, key=lambda e: e.low) if found else Undefined("no control was measured")
     return figures
 
 
-def on_retention(ground: Ground, model: Model) -> dict[str, Figure]:
+def on_retention(ground: Ground, model: str) -> dict[str, Figure]:
     """Accuracy on the questions that should not be lost, and its change from the target, paired by question."""
+    part = ground.tasks.get("retention")
     return {
-        "retention": _paired(ground.retention, statistics.accuracy, model, task="retention"),
-        "retention_change": _paired(ground.retention, statistics.difference, model, ground.target, task="retention"),
+        "retention": paired(part, statistics.accuracy, model),
+        "retention_change": paired(part, statistics.difference, model, "target"),
     }
 
 
-def on_text(ground: Ground, model: Model) -> dict[str, Figure]:
+def on_text(ground: Ground, model: str, task: str = "text") -> dict[str, Figure]:
     """Perplexity per token of the model's own tokenizer, its ratio to the target's, KL(target ‖ model) in nats a token,
     and the share of tokens where both models' first choice agrees; the last three need the target's tokens."""
-    if ground.text is None:
+    if task not in ground.texts or task not in ground.models[model]:
         return dict.fromkeys(("perplexity", "perplexity_ratio", "kl_to_target", "agreement"), Undefined("no texts"))
-    draws, text, reference = ground.text.draws, model.text, ground.target.text
+    draws, text, reference = ground.texts[task], ground.models[model][task], ground.models["target"][task]
     tokens, likely = (text[column].to_numpy(dtype=np.float64) for column in ("tokens", "loglikelihood"))
     figures: dict[str, Figure] = dict.fromkeys(
         ("perplexity_ratio", "kl_to_target", "agreement"), Undefined("another tokenizer than the target's")
@@ -114,8 +131,24 @@ def on_text(ground: Ground, model: Model) -> dict[str, Figure]:
     return figures
 
 
-def _paired(part: Part | None, measure: Callable[..., Figure], *models: Model, task: str = "capability") -> Figure:
-    """`measure` on the right answers of `models` to the same items."""
+def paired(part: Part | None, measure: Callable[..., Figure], *models: str) -> Figure:
+    """`measure` on what `models` make of the same items."""
     if part is None:
         return Undefined("no such items")
-    return measure(part.draws, *(part.right(getattr(m, task)) for m in models))
+    absent = [name for name in models if name not in part.sums]
+    return Undefined("not measured") if absent else measure(part.draws, *(part.sums[name] for name in models))
+
+
+def _role(task: str, rows: pd.DataFrame) -> str:
+    """What a task stands for: as its rows say; one that is not of the core and does not say is a capability."""
+    told = rows["role"].iloc[0] if "role" in rows and len(rows) else None
+    return told if isinstance(told, str) else task if task in CORE else "capability"
+
+
+def _scores(rows: pd.DataFrame) -> np.ndarray:
+    right = rows.right.to_numpy(dtype=np.float64, na_value=np.nan)
+    return rows.score.to_numpy(dtype=np.float64, na_value=np.nan) if "score" in rows else right
+
+
+def _where(keep: pd.Series) -> np.ndarray:
+    return keep.to_numpy(dtype=bool, na_value=False)

@@ -20,11 +20,24 @@ class Role(pydantic.BaseModel):
     donor: str | None = None
     donors: Mapping[str, Any] | Sequence[Any] = ()
     """Several, where a recipe takes several."""
-    control_for: str | None = None
+    control_for: tuple[str, ...] = ()
+    """The variants that this one is a control for; in params.yaml one name, or a list."""
     strategy: str | None = None
     """`auto` where the plan is followed."""
     section: str = ""
     """Of params.yaml, that it stands in."""
+
+    @pydantic.field_validator("control_for", mode="before")
+    @classmethod
+    def _listed(cls, named: Any) -> Any:
+        return () if named is None else (named,) if isinstance(named, str) else named
+
+    @property
+    def aims(self) -> tuple[str, ...]:
+        """The tasks that it is to gain on: those of the folders of data/prompts that it learns on, if it names any."""
+        told = (self.model_extra or {}).get("prompts")
+        folders = (told,) if isinstance(told, str) else told if isinstance(told, list) else ()
+        return tuple(dict.fromkeys(str(each).split("/")[-1] for each in folders)) or ("capability",)
 
     @property
     def giver(self) -> str | None:
@@ -48,15 +61,27 @@ class Roles:
     donors: Mapping[str, Mapping[str, Any]]
     """Name → how it was adopted."""
     variants: Mapping[str, Role]
-    """In the order of params.yaml, each followed by its controls."""
+    """In the order of params.yaml; a control follows the last of the variants that it is for."""
 
     def controls(self, name: str) -> list[str]:
         """The controls of a variant."""
-        return [control for control, role in self.variants.items() if role.control_for == name]
+        return [control for control, role in self.variants.items() if name in role.control_for]
+
+    def aims(self, name: str) -> tuple[str, ...]:
+        """The tasks that a variant is to gain on; of a control, those of the variants that it is for."""
+        judged = [self.variants[each] for each in self.variants[name].control_for] or [self.variants[name]]
+        return tuple(dict.fromkeys(task for role in judged for task in role.aims))
 
 
-def read_roles(params: Path, sections: Sequence[str] = REPORTED, givers: Sequence[str] = ("adopt",)) -> Roles:
+def read_roles(
+    params: Path,
+    sections: Sequence[str] = REPORTED,
+    givers: Sequence[str] = ("adopt",),
+    lenders: Sequence[str] = ("specialists",),
+) -> Roles:
     """The roles that params.yaml gives in `sections`, with donors under `givers`; a missing section has nobody.
+
+    Models under `lenders` may be donors too, and are not judged themselves.
 
     Raises BadInput when a variant's donor or the variant that it controls does not exist.
     """
@@ -64,30 +89,34 @@ def read_roles(params: Path, sections: Sequence[str] = REPORTED, givers: Sequenc
         raise BadInput(f"Expected a parameter file at {params}, but there is none; run from the repository root.")
     found = yaml.safe_load(params.read_text()) or {}
     fields = {name: (dict[str, Role], {}) for name in sections}
-    adopted = {name: (dict[str, dict[str, Any]], {}) for name in givers}
+    adopted = {name: (dict[str, dict[str, Any]], {}) for name in {*givers, *lenders}}
     model = pydantic.create_model("Sections", **fields, **adopted)  # type: ignore[call-overload]
     told = parse({k: found[k] for k in model.model_fields if found.get(k) is not None}, str(params), model)
     donors = {name: how for section in givers for name, how in getattr(told, section).items()}
+    known = {name for section in adopted for name in getattr(told, section)}
     named: dict[str, Role] = {}
     for section in sections:
         for name, role in getattr(told, section).items():
             if name in named:
                 raise BadInput(f"{named[name].section} and {section} both have a variant {name!r}, expected one of "
                                "them; rename the other.")  # fmt: skip
-            known = {"section": section} | ({"strategy": "auto"} if section == "auto" else {})
-            named[name] = role.model_copy(update=known)
+            about = {"section": section} | ({"strategy": "auto"} if section == "auto" else {})
+            named[name] = role.model_copy(update=about)
     for name, role in named.items():
-        if role.donor not in (None, "target", *donors):
-            under = " or ".join(givers)
-            raise BadInput(f"{name}: the donor {role.donor!r} is not under {under}; {nearest(str(role.donor), donors)}")
-        if role.control_for is not None and (role.control_for not in named or named[role.control_for].control_for):
-            valid = [other for other, its in named.items() if not its.control_for]
-            raise BadInput(f"{name}: control_for names {role.control_for!r}, expected a variant that is no control; "
-                           f"{nearest(role.control_for, valid)}")  # fmt: skip
-    ordered = {}
+        if role.donor not in (None, "target", *known):
+            under = " or ".join(dict.fromkeys((*givers, *lenders)))
+            raise BadInput(f"{name}: the donor {role.donor!r} is not under {under}; {nearest(str(role.donor), known)}")
+        for judged in role.control_for:
+            if judged not in named or named[judged].control_for:
+                valid = [other for other, its in named.items() if not its.control_for]
+                raise BadInput(f"{name}: control_for names {judged!r}, expected a variant that is no control; "
+                               f"{nearest(judged, valid)}")  # fmt: skip
+    ordered: dict[str, Role] = {}
     for name, role in named.items():
-        if role.control_for is None:
-            ordered |= {name: role} | {c: its for c, its in named.items() if its.control_for == name}
+        if not role.control_for:
+            ordered[name] = role
+            due = {c: its for c, its in named.items() if name in its.control_for}
+            ordered |= {c: its for c, its in due.items() if ordered.keys() >= set(its.control_for)}
     return Roles(donors, ordered)
 
 

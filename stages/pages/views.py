@@ -5,7 +5,7 @@ from typing import Any
 
 from stages.pages.evidence import Evidence
 from stages.pages.roles import Roles, models
-from stages.pages.words import line
+from stages.pages.words import line, listing
 
 View = dict[str, Any]
 
@@ -30,7 +30,7 @@ def groups(summary: Mapping[str, Any], roles: Roles) -> list[list[View]]:
             "target": "receives",
             "donor": "gives",
             "variant": f"from {entry.get('donor') or '–'}",
-            "control": f"control for {entry.get('control_for')}",
+            "control": f"control for {listing(entry.get('control_for') or ['–'])}",
         }
         row = {"name": name, "role": role, "kind": about[role], "entry": entry, "tone": tone, "mark": mark}
         row["verdict"] = (verdict or "").removeprefix("control: ")

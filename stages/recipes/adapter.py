@@ -13,8 +13,8 @@ class AdapterRecipe(Settings):
     donors: dict[str, float] = pydantic.Field(min_length=1)
     """Each donor's name and strength. The strengthened changes are added exactly, by putting their ranks side by side;
     PEFT's `linear` combination, which adds up the factors and so mixes the donors, is not offered."""
-    control_for: str | None = None
-    """The variant that this one is a control for."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for."""
     source: Literal["adapter", "difference", "bridge"] = "adapter"
     """What a donor is: an adapter trained on the target; a model of the target's architecture, of which the difference
     to the target is taken; or an adapter trained on another model, carried over by bridges."""

@@ -19,8 +19,8 @@ class WithdrawRecipe(Settings):
 
     bank: str
     """The bank's name."""
-    control_for: str | None = None
-    """The variant that this one is a control for."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for."""
     sites: tuple[str, ...] = pydantic.Field(default=("*",), min_length=1)
     """Patterns of the bank's components; `*` alone means all."""
     layer: int | float | str | None = None

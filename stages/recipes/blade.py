@@ -64,8 +64,8 @@ class BladeRecipe(Settings):
 
     donor: str
     """The donor's name."""
-    control_for: str | None = None
-    """The variant that this one is a control for: made to fail."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for: made to fail."""
     prompts: str = "capability"
     """The folder of data/prompts that it learns on; to be named under `blades`, where domains differ."""
     layer: Layer | tuple[Layer, ...]

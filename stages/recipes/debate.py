@@ -54,8 +54,8 @@ class Lessons(Settings):
 class DebateRecipe(Settings):
     """A variant's section under `debate`."""
 
-    control_for: str | None = None
-    """The variant that this one is a control for: as many views, all alike."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for: as many views, all alike."""
     views: tuple[View, ...] = pydantic.Field(min_length=2)
     """The first one counts as the model itself when views are compared."""
     reconcile: Literal["average", "entropy", "maximum", "gate"] = "average"

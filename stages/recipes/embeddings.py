@@ -14,8 +14,8 @@ class EmbeddingsRecipe(Settings):
 
     donor: str
     """The donor's name; width and tokenizer may be its own."""
-    control_for: str | None = None
-    """The variant that this one is a control for."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for."""
     tables: tuple[Literal["input", "output"], ...] = ("input", "output")
     """Which embeddings are taken over; where the target ties the two, they are one table."""
     ways: tuple[Way, ...] = ("exact", "normalised")

@@ -19,8 +19,8 @@ class ExpertsRecipe(Settings):
     """The name of the mixture that receives."""
     donor: str
     """The donor's name: a mixture, or a dense model of the target's width and activation."""
-    control_for: str | None = None
-    """The variant that this one is a control for."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for."""
     places: dict[str, str] = {}
     """Expert of the target → what takes its place: `layers.2.mlp.experts.5: layers.1.mlp.experts.0`, or `layers.1.mlp`
     of a dense donor."""

@@ -33,8 +33,8 @@ class Spoken(Settings):
 class FusionRecipe(Settings):
     """A variant's section under `fuse`."""
 
-    control_for: str | None = None
-    """The variant that this one is a control for: made to fail."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for: made to fail."""
     layer: str | int | float
     """The target's block whose output is changed."""
     members: tuple[Spoken | Implanting, ...] = pydantic.Field(min_length=2)

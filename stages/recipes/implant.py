@@ -36,8 +36,8 @@ class Implanting(Settings):
 class ImplantRecipe(Implanting):
     """A variant's section under `implant`."""
 
-    control_for: str | None = None
-    """The variant that this one is a control for: made to fail."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for: made to fail."""
     layer: str | int | float
     """The target's block: its attention, MLP or block output is changed, whichever is like the donor's part."""
     gate: Literal["identity", "closed", "scalar", "sigmoid", "linear", "softmax", "token", "channel"]

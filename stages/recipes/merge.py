@@ -21,8 +21,8 @@ class MergeRecipe(Settings):
     each tensor. `mergekit` runs that program, where it is installed."""
     donors: dict[str, float] = pydantic.Field(min_length=1)
     """Each donor's name and weight; with `slerp` the one donor's share of the way."""
-    control_for: str | None = None
-    """The variant that this one is a control for."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for."""
     density: float | None = pydantic.Field(default=None, ge=0, le=1)
     """Share of each task vector's entries that are kept, for `ties`, `dare` and `dare_ties`."""
     seed: int = 0

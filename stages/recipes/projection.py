@@ -15,8 +15,8 @@ class ProjectionRecipe(Settings):
 
     donor: str
     """The donor's name; `target` prunes the target's own networks."""
-    control_for: str | None = None
-    """The variant that this one is a control for."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for."""
     keep: int | float
     """Neurons that are kept of each of the donor's networks: a count, or a share with a point such as 0.5."""
     by: By = "activation"

@@ -42,8 +42,8 @@ class RouterRecipe(Choice):
 
     target: str
     """The name of the mixture whose routers are biased."""
-    control_for: str | None = None
-    """The variant that this one is a control for."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for."""
     strength: float = pydantic.Field(ge=0, le=20)
     """What is added to their logits."""
     strengths: list[Annotated[float, pydantic.Field(ge=0, le=20)]] = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 20.0]

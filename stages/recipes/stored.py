@@ -34,8 +34,8 @@ class StoredRecipe(Settings):
 
     donor: str
     """The name of the donor whose states are read here, and not later; of the target's width and tokenizer."""
-    control_for: str | None = None
-    """The variant that this one is a control for."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for."""
     source: Literal["vector", "features"]
     """What is stored: the mean difference of donor and target where they predict answers, or features to scale."""
     random: bool = False

@@ -26,8 +26,8 @@ class TogetherRecipe(Settings):
     """The donor of each."""
     prompts: tuple[str, ...]
     """The folder of data/prompts that each learned on."""
-    control_for: str | None = None
-    """The variant that this one is a control for: made to fail."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for: made to fail."""
     gate: Literal["stacked", "shared", "closed"]
     """`stacked`: each blade as it was trained, one after the other. `shared`: at one layer under one gate that starts
     from theirs and learns on the prompts of all. `closed`: the donors are carried and never heard."""

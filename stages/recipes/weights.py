@@ -41,8 +41,8 @@ class WeightsRecipe(Settings):
 
     donor: str
     """The donor's name; it has the target's architecture."""
-    control_for: str | None = None
-    """The variant that this one is a control for."""
+    control_for: str | tuple[str, ...] | None = None
+    """The variant, or variants, that this one is a control for."""
     select: Literal["frontier", "random", "modules"]
     """The best point of the selection's frontier; the same strengths dealt out blindly, the control that any selection
     has to beat; or the modules named here."""

@@ -1,5 +1,7 @@
 """p-values and q-values against scipy's."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stages.maths.discovery import q_values, sign_flip
+from stages.maths.discovery import holm, q_values, sign_flip
 
 
 @given(arrays(np.float64, st.integers(1, 40), elements=st.floats(0, 1)))
@@ -15,11 +17,20 @@ def test_q_values_are_scipy_s(p):
     assert np.allclose(q_values(p), scipy.stats.false_discovery_control(p, method="bh"))
 
 
+@given(arrays(np.float64, st.integers(1, 6), elements=st.floats(0, 1)))
+def test_holm_is_the_closed_test_by_bonferroni(p):
+    """Every set of hypotheses that has this one in it must be rejected by Bonferroni's test."""
+    sets = [s for size in range(1, len(p) + 1) for s in itertools.combinations(range(len(p)), size)]
+    closed = [max(min(1, len(s) * p[list(s)].min()) for s in sets if i in s) for i in range(len(p))]
+    assert np.allclose(holm(p), closed)
+
+
+@pytest.mark.parametrize("adjust", [holm, q_values])
 @given(arrays(np.float64, st.integers(1, 20), elements=st.floats(0, 1)), st.randoms())
-def test_the_order_of_tests_does_not_matter(p, random):
+def test_the_order_of_tests_does_not_matter(adjust, p, random):
     order = list(range(len(p)))
     random.shuffle(order)
-    assert np.array_equal(q_values(p[order]), q_values(p)[order])
+    assert np.array_equal(adjust(p[order]), adjust(p)[order])
 
 
 def mean(values: np.ndarray, axis: int) -> np.ndarray:
