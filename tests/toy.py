@@ -146,6 +146,9 @@ PARAMS: dict[str, Any] = {
         "budget": 4096, "items": 10, "retention_items": 6, "tasks": ["capability", "letters", "retention", "text"],
     },
     "uncertainty": {"bins": 4, "resamples": 100},
+    "showcase": {"prompts": 1, "texts": 1, "answer_tokens": 3, "text_tokens": 8},
+    "cost": {"tokens": 8, "repeats": 2},
+    "cards": {"license": "apache-2.0"},
     "report": {"resamples": 100},
 }  # fmt: skip
 """The experiment: the default one's sections, a variant of each kind and one control."""
