@@ -23,7 +23,7 @@ $(VENV)/.installed: requirements.in constraints.txt
 	touch $@
 
 demo: install
-	python -m flows.pipeline report
+	python -m flows.pipeline report cards metrics plots_page
 
 # Every way to graft, each variant beside its control.
 gallery: install

@@ -153,6 +153,9 @@ PARAMS: dict[str, Any] = {
     "signals": {"items": 2, "calibration": 2, "questions": 2, "samples": 2, "tokens": 2},
     "uncertainty": {"bins": 4, "resamples": 100, "splits": 5, "routing": {"epsilon": 0.2, "splits": 5}},
     "ensembles": {"blades": {"members": ["blade", "bridged_blade"], "resamples": 100}},
+    "showcase": {"prompts": 1, "texts": 1, "answer_tokens": 3, "text_tokens": 8},
+    "cost": {"tokens": 8, "repeats": 2},
+    "cards": {"license": "apache-2.0"},
     "report": {"resamples": 100},
     "verdict": {},
 }  # fmt: skip

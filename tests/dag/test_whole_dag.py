@@ -12,14 +12,22 @@ import pandas as pd
 import psutil
 import pytest
 import toy
+import yaml
 
 from flows.dag import read_dag
 from flows.outcome import StageFailed
 from flows.runner import run
+from stages.anatomy.loading import load
+from stages.export import Sources, export
 from stages.recipes.blade import BladeRecipe
 from stages.storage import read_json
+from stages.verify import verify
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the whole pipeline
+
+
+TOLD = {"report", "cards", "metrics"}
+"""The stages that tell of figures."""
 
 
 def outcomes(root: Path, *targets: str) -> dict[str, set[str]]:
@@ -56,6 +64,24 @@ def test_every_stage_runs_and_the_report_is_there(built):
         entry = summary["variants"].get(name) or summary["target"]
         assert (entry["capability"]["n"], entry["retention"]["n"]) == (20, 12)
         assert name == "target" or entry["kl_to_target"]["value"] >= 0
+
+
+def test_every_variant_is_shown_costed_and_carded_and_its_export_checks_itself(built, tmp_path):
+    data = built.root / "data"
+    for name in ("blade", "bridged_blade", "chosen_blade", "closed_gate", "transplant"):
+        shown = read_json(data / "showcase" / f"{name}.json")
+        assert len(shown["parts"]) == (name != "transplant")
+        assert {each["kind"] for each in shown["texts"]} == {"capability", "retention", "text"}
+        assert read_json(data / "cost" / f"{name}.json")["parameters"] > 0
+        assert read_json(data / "metrics" / f"{name}.json")["verdict"]
+        sources = Sources(data / "grafts", data / "cards", data / "report" / "summary.json", built.root / "params.yaml",
+                          built.root / "dvc.lock")  # fmt: skip
+        export(name, sources, tmp_path / name)
+        assert verify(tmp_path / name).grade == "identical"
+        load(tmp_path / name)
+    made = yaml.safe_load((tmp_path / "transplant" / "reproduce" / "dvc.lock").read_text())["stages"]
+    assert {"transplant@transplant", "select@sibling", "specialize@sibling", "fetch@target", "report"} < made.keys()
+    assert not [name for name in made if name.partition("@")[2] in ("calculator", "blade", "moe")]
 
 
 def test_a_closed_gate_answers_every_item_as_the_target_does(built):
@@ -98,18 +124,20 @@ def test_a_comment_in_uncertainty_reruns_uncertainty_and_nothing_after_it(reposi
 def test_a_gate_option_reruns_its_variant_and_the_report_and_nothing_else(repository, quickly):
     toy.configure(repository, {"inject.blade.alpha": 0.9})
     became = outcomes(repository)
-    judged = ("evaluate_inject", "signals_inject", "uncertainty_inject", "weigh_inject", "counterfactual_inject")
-    stages = ("train_gates", "inject", *judged)
-    asked = {"survey_blade@blade", "synergy@pair", "gallery", "ensemble@blades"}
-    assert became["ran"] == {*(f"{stage}@blade" for stage in stages), "report", *asked}
+    read = ("evaluate_inject", "signals_inject", "uncertainty_inject", "weigh_inject", "counterfactual_inject")
+    stages = ("train_gates", "inject", *read, "showcase_inject", "cost_inject")
+    asked = {"survey_blade@blade", "synergy@pair", "gallery", "ensemble@blades", "regressions"}
+    assert became["ran"] == {*(f"{stage}@blade" for stage in stages), *TOLD, *asked}
     assert not became["cached"]
 
     toy.configure(repository)
     assert not outcomes(repository)["ran"]  # DVC has not forgotten what alpha: 1.0 gave
 
 
-FOLLOWING = ("train_gates", "inject", "evaluate", "signals", "uncertainty", "weigh", "counterfactual")
-CHOSEN = {f"{stage}_auto@chosen_blade" for stage in FOLLOWING} | {"ensemble@blades"}
+FOLLOWING = (
+    "train_gates", "inject", "evaluate", "signals", "uncertainty", "weigh", "counterfactual", "showcase", "cost",
+)  # fmt: skip
+CHOSEN = {f"{stage}_auto@chosen_blade" for stage in FOLLOWING} | {"ensemble@blades", "regressions"}
 
 
 def test_a_variant_that_follows_the_plan_is_what_the_plan_recommends(built):
@@ -131,7 +159,7 @@ def test_a_plan_that_recommends_the_same_rebuilds_nothing_and_another_only_what_
 
     shorter = toy.TRAINING | {"steps": 1}
     toy.configure(repository, {"plan.training": shorter, "plan.bridging": shorter})
-    assert outcomes(repository)["ran"] == {"plan", "choose@chosen_blade", "report", "gallery", *CHOSEN}
+    assert outcomes(repository)["ran"] == {"plan", "choose@chosen_blade", "gallery", *TOLD, *CHOSEN}
     trained = read_json(repository / "data" / "gates" / "chosen_blade" / "training.json")
     assert trained["recipe"]["training"]["steps"] == len(trained["curve"]) == 1
 
@@ -140,7 +168,7 @@ def test_no_variant_has_to_follow_the_plan(repository, quickly):
     toy.configure(repository, {"auto": None, "plan.bridged_r2": 0.49})
     with (repository / "params.yaml").open("a") as file:
         file.write("auto: {}\n")
-    assert outcomes(repository)["ran"] == {"plan", "report"}
+    assert outcomes(repository)["ran"] == {"plan", *TOLD}
     assert "chosen_blade" not in read_json(repository / "data" / "report" / "summary.json")["variants"]
 
 
