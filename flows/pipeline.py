@@ -97,7 +97,9 @@ def pipeline(
     request = Request(tuple(targets or ()), tuple(overrides or ()), force, pull, push, workers, hours, Path(root))
     record = Record(get_run_logger())
     try:
-        finished = reproduce(request, partial(run, request, record), lambda name, work: run_stage(name, work))
+        finished = reproduce(
+            request, partial(run, request, record), lambda name, work: run_stage.submit(name, work).result()
+        )
     except DagError as error:
         return Failed(message=str(error), data=error)
     except StageFailed as error:
@@ -123,7 +125,7 @@ def run(request: Request, record: Record, dag: Dag, origin: Origin) -> dict[str,
         futures[stage] = chosen.submit(stage, work, wait_for=upstreams)  # pyright: ignore[reportCallIssue]
         return futures[stage]
 
-    with StageProcesses(dag.root, request.workers, bool(dag.changed), request.force, request.hours) as processes:
+    with StageProcesses(dag.root, request.workers, bool(dag.changed), request.hours, request.options) as processes:
         return walk(dag, request.workers, submit, record.ended)
 
 

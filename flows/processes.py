@@ -28,19 +28,19 @@ class StageProcesses:
     Each stage is `dvc repro --single-item` under flows/supervise.py, so none outlives this process, however it dies.
     With `warm`, and inside its context, they fork from one process that has the heavy libraries imported
     (flows/warm.py). An exception that leaves the context, be it a failed stage, Ctrl-C or a signal turned into one,
-    stops all stages. A stage that takes longer than `hours` is ended, with all that it started, and has failed. With
-    `force` a stage runs whether or not DVC knows its outcome.
+    stops all stages. A stage that takes longer than `hours` is ended, with all that it started, and has failed.
+    `options` are further ones of `dvc repro`, such as --force.
     """
 
     def __init__(
-        self, root: Path, workers: int = 1, warm: bool = False, force: bool = False, hours: float = HOURS
+        self, root: Path, workers: int = 1, warm: bool = False, hours: float = HOURS, options: Sequence[str] = ()
     ) -> None:
         if workers < 1:
             raise ValueError(f"Expected at least 1 worker, got {workers}; leave it out for 2.")
         if not hours > 0:
             raise ValueError(f"Expected a time limit above 0 hours, got {hours}; leave it out for {HOURS:g}.")
         self.root = root
-        self._force, self._hours = force, hours
+        self._hours, self._options = hours, options
         self.environment = environment(workers)
         self._warm = warm and sys.platform == "linux"  # elsewhere the libraries do not survive a fork
         self._open = ExitStack()
@@ -71,8 +71,7 @@ class StageProcesses:
             outcome = outcome or verdict(line, stage)
             on_line(line)
 
-        force = ["--force"] if self._force else []
-        seconds = self._follow(stage, ["repro", "--single-item", *force, stage], heard)
+        seconds = self._follow(stage, ["repro", "--single-item", *self._options, stage], heard)
         return StageResult(stage, outcome or "ran", seconds)
 
     def pull(self, on_line: Callable[[str], None], targets: Sequence[str] = ()) -> StageResult:

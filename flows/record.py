@@ -1,4 +1,4 @@
-"""What a run leaves on the Prefect server beside its states and logs: artifacts. A lost server ends the record alone."""
+"""What a run leaves on the Prefect server beside states and logs: artifacts. A lost server ends the record alone."""
 
 import logging
 from collections.abc import Callable

@@ -46,6 +46,11 @@ class Request:
         return slug(self.overrides) if self.overrides else None
 
     @property
+    def options(self) -> tuple[str, ...]:
+        """What `dvc repro` is told for every stage; pulling here brings outputs that only the remote's memory knows."""
+        return (*(["--force"] if self.force else []), *(["--pull"] if self.pull else []))
+
+    @property
     def summary(self) -> str:
         """The request in a few words, to tell runs apart."""
         words = [", ".join(self.targets) or "all stages", *self.overrides, *(["forced"] if self.force else [])]

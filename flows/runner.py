@@ -6,7 +6,7 @@ finished stays: run again to go on from there.
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -37,8 +37,8 @@ def run(
     dag: Dag,
     workers: int = 2,
     on_event: Callable[[Event], None] = lambda event: None,
-    force: bool = False,
     hours: float = HOURS,
+    options: Sequence[str] = (),
 ) -> dict[str, StageResult]:
     """Bring every stage of the graph up to date, `workers` at a time; how each ended, by stage.
 
@@ -60,7 +60,7 @@ def run(
 
     with (
         ThreadPoolExecutor(workers) as threads,
-        StageProcesses(dag.root, workers, bool(dag.changed), force, hours) as processes,
+        StageProcesses(dag.root, workers, bool(dag.changed), hours, options) as processes,
     ):
         return walk(dag, workers, lambda stage: threads.submit(watched, stage))
 
@@ -126,7 +126,7 @@ def carry_out(request: Request) -> int:
 def shown(request: Request, dag: Dag, origin: Origin) -> dict[str, StageResult]:
     """The graph brought up to date, with a line about it first."""
     print(f"{len(dag.stages)} stages at {origin}, {len(dag.changed)} to bring up to date", flush=True)
-    return run(dag, request.workers, show, request.force, request.hours)
+    return run(dag, request.workers, show, request.hours, request.options)
 
 
 def say(name: str, line: str) -> None:
