@@ -219,6 +219,7 @@ def test_without_any_server_the_work_is_done_all_the_same(diamond, monkeypatch, 
         raise server.ServerError("Expected a temporary Prefect server, got none.")
 
     monkeypatch.setattr(server, "start", start)
+    monkeypatch.setattr(flows.pipeline, "leave", lambda status: status)
     (diamond / "last.txt").unlink()
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         assert flows.pipeline.main(["--root", str(diamond)]) == 0
