@@ -1,6 +1,5 @@
-"""What docs/operations.md promises: a server, a pool, `prefect deploy --all`, a worker, and the run comes by itself."""
+"""What docs/operations.md promises: a server, a worker, `prefect deploy --all`, and the run comes by itself."""
 
-import json
 import os
 import pwd
 import shutil
@@ -126,21 +125,23 @@ def deployed(folder: Path, **settings: str) -> Iterator[Deployment]:
             finally:
                 process.terminate()
 
-    def does(*words: str) -> None:
-        done = subprocess.run([*prefect, *words], cwd=root, env=known, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-
     with ExitStack() as stack:
         log = stack.enter_context(running("server", "server", "start", "--port", str(port)))
         until = time.monotonic() + 300
         while not answers(url):
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.2)
-        does("work-pool", "create", "graftline", "--type", "process")
-        does("deploy", "--all")
-        stack.enter_context(running("worker", "worker", "start", "--pool", "graftline"))
         stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
-        yield Deployment(root, stack.enter_context(get_client(sync_client=True)), calls)
+        client = stack.enter_context(get_client(sync_client=True))
+        log = stack.enter_context(running("worker", "worker", "start", "--pool", "graftline", "--type", "process"))
+        while "graftline" not in {pool.name for pool in client.read_work_pools()}:
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.2)
+        done = subprocess.run(
+            [*prefect, "deploy", "--all"], cwd=root, env=known, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield Deployment(root, client, calls)
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +226,18 @@ def test_a_run_cancelled_on_the_server_leaves_no_process_and_the_next_one_comple
     assert again.state and again.state.is_completed() and (root / "out.txt").exists()
 
 
-def test_nobody_was_called_beyond_this_machine(deployment):
-    reached = deployment.client.read_deployment_by_name("pipeline/nightly")
-    assert reached and json.loads(json.dumps(deployment.calls.read_text().splitlines())) == []
+def test_a_deployment_calls_nobody_beyond_this_machine(deployment):
+    run = deployment.wait(deployment.start(targets=["fetch@target"]), final)
+    assert run.state and run.state.is_completed(), run.state
+    assert deployment.calls.read_text() == ""
+
+
+def test_the_listener_hears_a_call(deployment):
+    calls = deployment.calls.with_name("heard")
+    known = os.environ | {"PYTHONPATH": str(calls.parent / "site"), "CALLS": str(calls)}
+    ask = "import socket, contextlib\nwith contextlib.suppress(OSError): socket.getaddrinfo('name.invalid', 443)"
+    subprocess.run([sys.executable, "-c", ask], env=known, check=True)
+    assert "name.invalid" in calls.read_text()
 
 
 def postgres_programs() -> Path | None:
