@@ -60,7 +60,7 @@ PASSING = re.compile(
     r"|(temporary failure in|failure in) name resolution|name or service not known|network is unreachable"
     r"|connection (refused|reset|aborted|closed|lost|error)|connectionerror|connecterror|remotedisconnected"
     r"|incompleteread|broken pipe|could not connect|too many requests|slowdown|service ?unavailable|bad gateway"
-    r"|gateway time-?out",
+    r"|gateway time-?out|connect call failed|no route to host",
     re.IGNORECASE,
 )
 """What a lock held by another, an unreachable remote and a busy hub print; a later try may find them well."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dvc.repo import Repo
+
 from flows.dag import Dag, DagError, read_dag, repository
 from flows.experiment import changed_clone, check_out, save, slug
 from flows.git import GitError
@@ -78,6 +80,8 @@ def reproduce(
     With overrides all of it takes place in a clone that is gone afterwards, and the result is kept as a DVC
     experiment. Raises DagError, and what the two raise.
     """
+    if request.pull or request.push:
+        check_remote(repository(request.root))
     try:
         with place(request) as here:
             if request.pull:
@@ -95,6 +99,16 @@ def reproduce(
             return Finished(dag, ended, results(here))
     except GitError as error:
         raise DagError(str(error)) from error
+
+
+def check_remote(root: Path) -> None:
+    """DVC itself calls it up to date when there is no remote to pull from."""
+    with Repo(str(root)) as repo:
+        if not repo.config["core"].get("remote"):
+            raise DagError(
+                f"Expected a default DVC remote in {root} to pull from or push to, found none; "
+                "name one by `dvc remote add --default NAME URL`."
+            )
 
 
 @contextlib.contextmanager

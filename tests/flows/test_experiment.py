@@ -11,6 +11,7 @@ import pytest
 from flows.dag import DagError, read_dag
 from flows.experiment import changed_clone, slug
 from flows.origin import origin
+from flows.outcome import RemoteFailed, may_pass
 from flows.request import Request, reproduce
 from flows.runner import run
 
@@ -123,6 +124,20 @@ def test_names_are_what_git_accepts_and_tell_long_lists_apart():
     assert slug(["x=1", "y=2"]) == slug(["y=2", "x=1"])
     long = [f"section.key{number}=0.123" for number in range(20)]
     assert slug(long) != slug([*long[:-1], "section.key19=0.124"]) and len(slug(long)) <= 80
+
+
+@pytest.mark.parametrize("asked", ["pull", "push"])
+def test_without_a_remote_one_sentence_says_so(committed, asked):
+    with pytest.raises(DagError, match=r"Expected a default DVC remote .*; name one by `dvc remote add --default"):
+        carry_out(committed, **{asked: True})
+
+
+def test_a_remote_that_cannot_be_reached_fails_by_name_and_may_be_better_later(committed):
+    dvc = [sys.executable, "-m", "dvc", "remote", "add", "--default", "gone", "ssh://127.0.0.1:9/cache"]
+    subprocess.run(dvc, cwd=committed, check=True)
+    with pytest.raises(RemoteFailed) as caught:
+        carry_out(committed, pull=True)
+    assert caught.value.headline == "dvc pull failed" and may_pass(caught.value)
 
 
 def test_what_was_pushed_is_pulled_and_nothing_runs_elsewhere(committed, tmp_path):
