@@ -30,6 +30,8 @@ class Dag:
     """Each stage with the stages it waits for; the keys are in topological order, equals by name."""
     changed: frozenset[str]
     """Stages that changed or are downstream of one that did; all others need no DVC process."""
+    models: frozenset[str] = frozenset()
+    """Stages that load models, and so use a GPU where there is one."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -37,20 +39,18 @@ class Dag:
         return tuple(self.upstreams)
 
 
-def read_dag(root: str | Path = ".", targets: Sequence[str] | None = None) -> Dag:
-    """What `dvc repro TARGETS` would consider, read with one `dvc status`.
+LOADING = "stages/anatomy/loading.py"
+"""The module that every stage with a model imports, and so depends on."""
+
+
+def read_dag(root: str | Path = ".", targets: Sequence[str] | None = None, force: bool = False) -> Dag:
+    """What `dvc repro TARGETS` would consider, read with one `dvc status`; with `force` all of it counts as changed.
 
     A target is a stage, a foreach group or a dvc.yaml, and brings its upstreams along. As in DVC, a frozen stage
     waits for nothing; it counts as unchanged. Raises DagError outside a DVC repository, on an unknown target, on a
     dvc.yaml that DVC refuses and while another DVC command holds the repository.
     """
-    try:
-        top = Path(Repo.find_root(str(root)))
-    except NotDvcRepoError:
-        raise DagError(
-            f"Expected a DVC repository at {Path(root).resolve()}, found none there or above; "
-            "run `dvc init` or name another root."
-        ) from None
+    top = repository(root)
     # DVC gives addresses relative to the working directory
     with contextlib.chdir(top), quiet(), Repo(str(top)) as repo:
         try:
@@ -66,14 +66,26 @@ def read_dag(root: str | Path = ".", targets: Sequence[str] | None = None) -> Da
             raise DagError(f"DVC cannot read the pipeline at {top}: {one_line(error)}") from error
         upstreams = {s.addressing: tuple(sorted(u.addressing for u in graph.successors(s))) for s in wanted}
         frozen = {s.addressing for s in wanted if s.frozen}
+        models = {s.addressing for s in wanted if any(d.def_path == LOADING for d in s.deps)}
 
     downstream = networkx.DiGraph()
     downstream.add_nodes_from(upstreams)
     downstream.add_edges_from((up, stage) for stage, ups in upstreams.items() for up in ups)
-    changed = (status.keys() & upstreams.keys()) - frozen
+    changed = ((upstreams if force else status).keys() & upstreams.keys()) - frozen
     changed |= {below for stage in changed for below in networkx.descendants(downstream, stage)}
     order = networkx.lexicographical_topological_sort(downstream)
-    return Dag(top, {stage: upstreams[stage] for stage in order}, frozenset(changed))
+    return Dag(top, {stage: upstreams[stage] for stage in order}, frozenset(changed), frozenset(models))
+
+
+def repository(folder: str | Path) -> Path:
+    """The root of the DVC repository around the folder; raises DagError if there is none."""
+    try:
+        return Path(Repo.find_root(str(folder)))
+    except NotDvcRepoError:
+        raise DagError(
+            f"Expected a DVC repository at {Path(folder).resolve()}, found none there or above; "
+            "run `dvc init` or name another root."
+        ) from None
 
 
 def select(repo: Repo, graph: networkx.DiGraph, targets: Sequence[str] | None) -> set:

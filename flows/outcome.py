@@ -43,8 +43,35 @@ class StageFailed(RuntimeError):
         return f"{self.headline}; its last lines:{shown}"
 
 
+class RemoteFailed(StageFailed):
+    """The exchange with the DVC remote failed: `stage` is pull or push."""
+
+    @property
+    def headline(self) -> str:
+        return f"dvc {self.stage} failed"
+
+
 class StageStopped(RuntimeError):
     """The run is stopping, so this stage was interrupted or never started."""
+
+
+PASSING = re.compile(
+    r"unable to acquire lock|is busy, it is being blocked by|timed out|timeout(error)?\b|check your internet connection"
+    r"|(temporary failure in|failure in) name resolution|name or service not known|network is unreachable"
+    r"|connection (refused|reset|aborted|closed|lost|error)|connectionerror|connecterror|remotedisconnected"
+    r"|incompleteread|broken pipe|could not connect|too many requests|slowdown|service ?unavailable|bad gateway"
+    r"|gateway time-?out|connect call failed|no route to host",
+    re.IGNORECASE,
+)
+"""What a lock held by another, an unreachable remote and a busy hub print; a later try may find them well."""
+LATE = "it exceeded its time limit"
+
+
+def may_pass(error: StageFailed) -> bool:
+    """Whether trying again can help: for a lock, the remote or the hub, not for what would fail in the same way."""
+    return not any(line.startswith(LATE) for line in error.lines[-1:]) and any(
+        PASSING.search(line) for line in error.lines
+    )
 
 
 def verdict(line: str, stage: str) -> Outcome | None:

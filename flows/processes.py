@@ -7,16 +7,19 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Self
 
-from flows.outcome import ADVICE, Outcome, StageFailed, StageResult, StageStopped, verdict
+from flows.outcome import ADVICE, LATE, Outcome, RemoteFailed, StageFailed, StageResult, StageStopped, verdict
 
 SUPERVISOR = Path(__file__).with_name("supervise.py")
 WARM = Path(__file__).with_name("warm.py")
 LAST_LINES = 20
+HOURS = 24.0
+"""What one stage may take unless the caller says otherwise."""
+REMOTE = ["--run-cache", "--jobs", "4"]
 
 
 class StageProcesses:
@@ -25,13 +28,19 @@ class StageProcesses:
     Each stage is `dvc repro --single-item` under flows/supervise.py, so none outlives this process, however it dies.
     With `warm`, and inside its context, they fork from one process that has the heavy libraries imported
     (flows/warm.py). An exception that leaves the context, be it a failed stage, Ctrl-C or a signal turned into one,
-    stops all stages.
+    stops all stages. A stage that takes longer than `hours` is ended, with all that it started, and has failed.
+    `options` are further ones of `dvc repro`, such as --force.
     """
 
-    def __init__(self, root: Path, workers: int = 1, warm: bool = False):
+    def __init__(
+        self, root: Path, workers: int = 1, warm: bool = False, hours: float = HOURS, options: Sequence[str] = ()
+    ) -> None:
         if workers < 1:
             raise ValueError(f"Expected at least 1 worker, got {workers}; leave it out for 2.")
+        if not hours > 0:
+            raise ValueError(f"Expected a time limit above 0 hours, got {hours}; leave it out for {HOURS:g}.")
         self.root = root
+        self._hours, self._options = hours, options
         self.environment = environment(workers)
         self._warm = warm and sys.platform == "linux"  # elsewhere the libraries do not survive a fork
         self._open = ExitStack()
@@ -55,34 +64,70 @@ class StageProcesses:
 
         Raises StageFailed, or StageStopped after `stop`.
         """
+        outcome: Outcome | None = None
+
+        def heard(line: str) -> None:
+            nonlocal outcome
+            outcome = outcome or verdict(line, stage)
+            on_line(line)
+
+        seconds = self._follow(stage, ["repro", "--single-item", *self._options, stage], heard)
+        return StageResult(stage, outcome or "ran", seconds)
+
+    def pull(self, on_line: Callable[[str], None], targets: Sequence[str] = ()) -> StageResult:
+        """Bring what the remote has of the targets (default: all) and their upstreams, DVC's memory of runs included.
+
+        What the remote lacks is left to the stages. Raises RemoteFailed, or StageStopped after `stop`.
+        """
+        wanted = ["--with-deps", *targets] if targets else []
+        seconds = self._follow("pull", ["pull", *REMOTE, "--allow-missing", *wanted], on_line, RemoteFailed)
+        return StageResult("pull", "ran", seconds)
+
+    def push(self, on_line: Callable[[str], None], targets: Sequence[str] = ()) -> StageResult:
+        """Bring the same to the remote; `pull` says more."""
+        wanted = ["--with-deps", *targets] if targets else []
+        return StageResult("push", "ran", self._follow("push", ["push", *REMOTE, *wanted], on_line, RemoteFailed))
+
+    def _follow(
+        self, name: str, arguments: list[str], on_line: Callable[[str], None], failure: type[StageFailed] = StageFailed
+    ) -> float:
+        """Run a DVC command to its end; the seconds that it took."""
         began = time.monotonic()
-        process = self._start(stage)
+        process = self._start(name, arguments)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.terminate()
+
+        clock = threading.Timer(min(self._hours * 3600, threading.TIMEOUT_MAX), end)
+        clock.daemon = True
+        clock.start()
         output = process.stdout
         assert output is not None  # it is a pipe
         last: deque[str] = deque(maxlen=LAST_LINES)
-        outcome: Outcome | None = None
         try:
             for raw in output:
                 # of a progress bar that redraws itself only the last state counts
                 line = raw.decode(errors="replace").rstrip().rpartition("\r")[2]
                 if line and not ADVICE.match(line):
-                    outcome = outcome or verdict(line, stage)
                     last.append(line)
                     on_line(line)
             status = process.wait()
         finally:
+            clock.cancel()
             output.close()
             process.terminate()  # after an error in `on_line`; nothing happens to one that has ended
             process.wait()
             with self._lock:
                 self._live.discard(process)
         if status and self._stopped:
-            raise StageStopped(
-                f"Stage {stage!r} was interrupted because the run is stopping; run again to complete it."
-            )
+            raise StageStopped(f"Stage {name!r} was interrupted because the run is stopping; run again to complete it.")
+        if status and late.is_set():
+            last.append(f"{LATE} of {self._hours:g} h and was ended; allow more by `hours`")
         if status:
-            raise StageFailed(stage, status, tuple(last))
-        return StageResult(stage, outcome or "ran", time.monotonic() - began)
+            raise failure(name, status, tuple(last))
+        return time.monotonic() - began
 
     def stop(self) -> None:
         """Interrupt every running stage and refuse new ones, without waiting: each `run` ends once its stage has."""
@@ -91,12 +136,12 @@ class StageProcesses:
             for process in self._live:
                 process.terminate()
 
-    def _start(self, stage: str) -> subprocess.Popen[bytes]:
-        dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    def _start(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+        dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
         with self._lock:
             if self._stopped:
                 raise StageStopped(
-                    f"Stage {stage!r} was not started because the run is stopping; run again to complete it."
+                    f"Stage {name!r} was not started because the run is stopping; run again to complete it."
                 )
             process = supervised(dvc, cwd=self.root, env=self.environment)
             self._live.add(process)

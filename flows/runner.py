@@ -4,20 +4,20 @@ Independent stages run side by side. After a failure nothing new starts, what ru
 finished stays: run again to go on from there.
 """
 
-import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from flows.dag import Dag, DagError, read_dag
+from flows.dag import Dag, DagError
+from flows.origin import Origin
 from flows.outcome import Outcome, StageFailed, StageResult, StageStopped
-from flows.processes import StageProcesses
-from flows.results import results
+from flows.processes import HOURS, StageProcesses
+from flows.request import Request, reproduce, requested
 from flows.rwlock import heal
 
 
@@ -33,7 +33,13 @@ class Event:
     """How long the stage took, for an outcome."""
 
 
-def run(dag: Dag, workers: int = 2, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, StageResult]:
+def run(
+    dag: Dag,
+    workers: int = 2,
+    on_event: Callable[[Event], None] = lambda event: None,
+    hours: float = HOURS,
+    options: Sequence[str] = (),
+) -> dict[str, StageResult]:
     """Bring every stage of the graph up to date, `workers` at a time; how each ended, by stage.
 
     `on_event` is called from the threads that run the stages. Raises StageFailed for the first stage that failed. On
@@ -52,7 +58,10 @@ def run(dag: Dag, workers: int = 2, on_event: Callable[[Event], None] = lambda e
         on_event(Event(stage, result.outcome, seconds=result.seconds))
         return result
 
-    with ThreadPoolExecutor(workers) as threads, StageProcesses(dag.root, workers, warm=bool(dag.changed)) as processes:
+    with (
+        ThreadPoolExecutor(workers) as threads,
+        StageProcesses(dag.root, workers, bool(dag.changed), hours, options) as processes,
+    ):
         return walk(dag, workers, lambda stage: threads.submit(watched, stage))
 
 
@@ -61,7 +70,9 @@ def perform(dag: Dag, processes: StageProcesses, stage: str, on_line: Callable[[
     return processes.run(stage, on_line) if stage in dag.changed else StageResult(stage, "unchanged", 0.0)
 
 
-def walk(dag: Dag, workers: int, submit: Callable[[str], Any]) -> dict[str, StageResult]:
+def walk(
+    dag: Dag, workers: int, submit: Callable[[str], Any], on_result: Callable[[StageResult], None] = lambda result: None
+) -> dict[str, StageResult]:
     """Results by stage: `submit` each stage once its upstreams are done, at most `workers` at a time.
 
     `submit` returns a future, Python's or Prefect's. The first that raises ends the walk with its exception.
@@ -78,6 +89,7 @@ def walk(dag: Dag, workers: int, submit: Callable[[str], Any]) -> dict[str, Stag
             running[stage].add_done_callback(lambda _, stage=stage: finished.put(stage))
         stage = finished.get()
         ended[stage] = running.pop(stage).result()
+        on_result(ended[stage])
         for upstreams in waiting.values():
             upstreams.discard(stage)
     return ended
@@ -94,42 +106,40 @@ def show(event: Event) -> None:
     sys.stdout.flush()
 
 
-def arguments(program: str, argv: list[str] | None) -> argparse.Namespace:
-    """The command line shared by the plain runner and the Prefect flow."""
-    parser = argparse.ArgumentParser(prog=program, description="Bring the pipeline, or some stages of it, up to date.")
-    parser.add_argument(
-        "targets", nargs="*", help="stages or foreach groups; they bring their upstreams along (default: all)"
-    )
-    parser.add_argument("--workers", type=positive, default=2, help="how many stages may run at a time (default: 2)")
-    parser.add_argument("--root", type=Path, default=Path(), help="the DVC repository (default: here)")
-    return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 after a failure, 128 + N after signal N."""
-    options = arguments("python -m flows.runner", argv)
-    # SIGTERM must unwind like Ctrl-C, or nothing would be stopped in order
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def carry_out(request: Request) -> int:
+    """The request without Prefect, shown line by line; the exit status."""
     try:
-        dag = read_dag(options.root, options.targets)
-        print(f"{len(dag.stages)} stages, {len(dag.changed)} to bring up to date", flush=True)
-        run(dag, options.workers, show)
+        finished = reproduce(request, partial(shown, request), lambda name, work: work(partial(say, name)))
     except (StageFailed, DagError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted; run again to go on from here.", file=sys.stderr)
         return 128 + signal.SIGINT
-    if text := results(dag.root):
-        print(f"\n{text}")
+    if request.experiment:
+        print(f"Kept as the experiment {request.experiment}: `dvc exp show` lists it, `dvc exp apply` brings it here.")
+    if finished.results:
+        print(f"\n{finished.results}")
     return 0
+
+
+def shown(request: Request, dag: Dag, origin: Origin) -> dict[str, StageResult]:
+    """The graph brought up to date, with a line about it first."""
+    print(f"{len(dag.stages)} stages at {origin}, {len(dag.changed)} to bring up to date", flush=True)
+    return run(dag, request.workers, show, request.hours, request.options)
+
+
+def say(name: str, line: str) -> None:
+    """A line of a transfer."""
+    show(Event(name, "line", line))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0, 1 after a failure, 128 + N after signal N."""
+    request = requested("python -m flows.runner", argv)
+    # SIGTERM must unwind like Ctrl-C, or nothing would be stopped in order
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    return carry_out(request)
 
 
 if __name__ == "__main__":

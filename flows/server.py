@@ -30,6 +30,10 @@ START_SECONDS = 120.0
 SETTLE_SECONDS = 5.0
 
 
+class ServerError(RuntimeError):
+    """No Prefect server could be started."""
+
+
 def prepare() -> None:
     """Settings for a quiet run without a server, where the user has not set them; call it before importing prefect."""
     for name, value in DEFAULTS.items():
@@ -74,7 +78,7 @@ def start() -> str:
                 process.terminate()
                 log.seek(0)
                 said = log.read().decode(errors="replace").strip()
-                raise RuntimeError(
+                raise ServerError(
                     f"Expected a temporary Prefect server within {START_SECONDS:.0f} s, got none; it said: {said}"
                 )
             time.sleep(0.1)

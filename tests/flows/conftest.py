@@ -108,3 +108,26 @@ def built(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def diamond(built: Path, tmp_path: Path) -> Path:
     """A copy of the diamond after its first run."""
     return shutil.copytree(built, tmp_path / "diamond")
+
+
+@pytest.fixture(scope="session")
+def committed_once(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose stages have run and whose files are in a git commit; look, but do not touch."""
+    root = shutil.copytree(empty, tmp_path_factory.mktemp("committed") / "repository")
+    stages: Pipeline = {
+        name: {"cmd": f"grep {name}: params.yaml > {name}.txt", "params": [name], "outs": [f"{name}.txt"]}
+        for name in ("low", "high")
+    }
+    stages["both"] = stage_of("both", "low.txt", "high.txt")
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (root / "params.yaml").write_text("low: 1   # kept as it is\nhigh: 2\n")
+    run(read_dag(root))
+    for command in ("config user.name t", "config user.email t@t", "add -A", "commit -qm c"):
+        subprocess.run(["git", *command.split()], cwd=root, check=True)
+    return root
+
+
+@pytest.fixture
+def committed(committed_once: Path, tmp_path: Path) -> Path:
+    """A copy of a repository with a git commit: stages `low` and `high` follow a param each, `both` follows them."""
+    return shutil.copytree(committed_once, tmp_path / "committed")

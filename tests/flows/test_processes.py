@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from flows.outcome import StageFailed, StageStopped
-from flows.processes import LAST_LINES, StageProcesses, environment
+from flows.outcome import StageFailed, StageStopped, may_pass
+from flows.processes import LAST_LINES, StageProcesses, environment, supervised
 
 
 def test_the_last_lines_are_those_that_were_printed(repository):
@@ -51,3 +51,34 @@ def test_the_cores_are_shared_out_unless_the_user_has_decided(monkeypatch):
 def test_no_workers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 1 worker, got 0"):
         StageProcesses(tmp_path, workers=0)
+
+
+def test_a_stage_that_takes_too_long_is_ended_with_all_it_started_and_not_tried_again(tmp_path, gone, monkeypatch):
+    command = f"sleep 600 & echo $! > '{tmp_path}/pid'; echo connection refused; wait"
+    monkeypatch.setattr(StageProcesses, "_start", lambda *_: supervised(["sh", "-c", command]))
+    with pytest.raises(StageFailed) as caught:
+        StageProcesses(tmp_path, hours=1 / 3600).run("slow")
+    assert "exceeded its time limit of 0.000277778 h" in str(caught.value)
+    assert gone(int((tmp_path / "pid").read_text()))
+    assert not may_pass(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "passes"),
+    [
+        ("ERROR: Unable to acquire lock. Most likely another DVC process is running", True),
+        ("'data/models/target' is busy, it is being blocked by:", True),
+        ("graftline: hf:a/b is not in the local hub cache and could not be downloaded (429 Too Many Requests)", True),
+        ("ERROR: unexpected error - Could not connect to the endpoint URL", True),
+        ("graftline: inject.blade: unknown key 'aplha', did you mean 'alpha'?", False),
+        ("ERROR: failed to pull data from the cloud - config file error: no remote specified", False),
+        ("MemoryError", False),
+    ],
+)
+def test_only_what_can_pass_by_itself_is_worth_another_try(line, passes):
+    assert may_pass(StageFailed("stage", 255, ("before", line, "after"))) is passes
+
+
+def test_no_time_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="above 0 hours, got 0"):
+        StageProcesses(tmp_path, hours=0)

@@ -134,7 +134,7 @@ def test_the_command_shows_progress_and_ends_with_the_results(diamond, capsys):
     (report / "index.html").write_text("")
     assert main(["--root", str(diamond)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "4 stages, 1 to bring up to date"
+    assert lines[0] == "4 stages at no commit, 1 to bring up to date"
     assert lines[1] == "last: started"
     assert any(line.startswith("last: cached in ") for line in lines)
     assert lines[-1] == "report: data/report/index.html"
