@@ -34,6 +34,8 @@ def adopt(adoption: Adoption, trained: Path, target: Path, out: Path) -> None:
         if (trained / "adapter_config.json").is_file():
             if adoption.null_seed is not None:
                 raise BadInput(f"{trained} is an adapter, expected a model of its own for null_seed; drop the key.")
+            if not (trained / "adapter_model.safetensors").is_file():  # PEFT would go on to a pickle
+                raise BadInput(f"{trained} has no adapter_model.safetensors; save the adapter as safetensors.")
             merged = PeftModel.from_pretrained(load(target, device="cpu"), trained).merge_and_unload()
             save(merged, load_tokenizer(target), directory)
         else:
