@@ -33,6 +33,8 @@ def adopt(adoption: Adoption, trained: Path, target: Path, out: Path) -> None:
     """
     with new_directory(out) as directory:
         if (trained / "adapter_config.json").is_file():
+            if not (trained / "adapter_model.safetensors").is_file():  # PEFT would go on to a pickle
+                raise BadInput(f"{trained} has no adapter_model.safetensors; save the adapter as safetensors.")
             adapted = PeftModel.from_pretrained(load(target, device="cpu"), trained)
             if adoption.null_seed is not None:
                 _draw(adapted, adoption.null_seed)

