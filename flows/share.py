@@ -154,8 +154,9 @@ def check_answer(url: str, own: Mapping[str, Any]) -> None:
     """ShareError where the server wants another user; what else it says of a mere directory does not matter."""
     known = (own["user"], own["password"]) if own else None
     if requests.head(url, auth=known, timeout=SECONDS).status_code == requests.codes.unauthorized:
-        raise ShareError(f"{url} refuses {'this user' if own else 'whoever gives no name'}; set REMOTE_USER and "
-                         "REMOTE_PASSWORD.")
+        raise ShareError(
+            f"{url} refuses {'this user' if own else 'whoever gives no name'}; set REMOTE_USER and REMOTE_PASSWORD."
+        )
 
 
 def group_directory(path: Path) -> None:

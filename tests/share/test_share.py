@@ -98,8 +98,9 @@ def test_without_a_remote_it_asks_for_one(repository, tmp_path):
 
 def test_secrets_are_not_written_where_git_would_carry_them(repository):
     (repository / ".dvc" / ".gitignore").write_text("/tmp\n")
-    from flows.share import write_here
     from dvc.repo import Repo
+
+    from flows.share import write_here
 
     with Repo(str(repository)) as repo:
         (repository / ".dvc" / ".gitignore").write_text("/tmp\n")  # DVC mends it when it opens the repository
@@ -139,7 +140,7 @@ def test_two_people_of_one_group_write_to_one_directory(repository, tmp_path):
             os.chown(path, number, 6500)
         place = {"HOME": str(own), "DVC_SITE_CACHE_DIR": str(own / "site"), "PATH": os.environ["PATH"]}
         place |= {"GIT_CONFIG_COUNT": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
-        for command in ("dvc repro --quiet".split(), ["flows.transfer", "push"]):
+        for command in (["dvc", "repro", "--quiet"], ["flows.transfer", "push"]):
             done = subprocess.run(
                 [sys.executable, "-m", *command], cwd=own, env=place, user=number, group=6500, extra_groups=[],
                 capture_output=True, text=True,
