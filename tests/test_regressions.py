@@ -65,7 +65,9 @@ def test_a_row_tells_what_was_asked_and_what_both_answer(made):
 
 
 def test_items_of_further_tasks_tell_their_own_words_and_what_nobody_told_is_none():
-    target = items("target").query("task == 'retention'").assign(task="mmlu", prompt="Which?", right=True)
+    target = (
+        items("target").query("task == 'retention'").assign(task="mmlu", prompt="Which?", right=True, answered=None)
+    )
     variant = target.assign(right=[False, *[True] * (len(target) - 1)])
     (row,) = stage.regressions(target, variant, {})
     assert (row["prompt"], row["expected"], row["target"], row["variant"]) == ("Which?", None, None, None)
