@@ -241,30 +241,32 @@ def test_the_listener_hears_a_call(deployment):
 
 
 def postgres_programs() -> Path | None:
-    """The folder of PostgreSQL's own programs: Debian keeps them out of PATH."""
-    named = [Path(found).parent for found in [shutil.which("initdb")] if found]
-    kept = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
-    return next((folder for folder in [*named, *reversed(kept)] if (folder / "initdb").exists()), None)
+    """The folder of PostgreSQL's programs: Debian keeps them out of PATH."""
+    kept = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name), reverse=True)
+    kept += [Path(found).parent for found in [shutil.which("initdb")] if found]
+    wanted = ("initdb", "postgres", "createdb", "psql")
+    return next((folder for folder in kept if all((folder / name).exists() for name in wanted)), None)
 
 
 @contextmanager
 def postgres(programs: Path) -> Iterator[str]:
     """The address of a PostgreSQL with a database `prefect`, on a free port of this machine."""
-    user = next((name for name in ("postgres", "nobody") if name in {each.pw_name for each in pwd.getpwall()}), None)
-    as_user = {"user": user} if os.getuid() == 0 else {}  # it refuses to be run by root
+    name = pwd.getpwuid(os.getuid()).pw_name
+    other = None
+    if name == "root":  # it refuses to be run by root
+        known = {each.pw_name for each in pwd.getpwall()}
+        name = other = next(user for user in ("postgres", "nobody") if user in known)
     port = free_port()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as short:
         folder = Path(short)
-        if as_user:
-            shutil.chown(folder, user)
-        data, name = folder / "data", user if as_user else pwd.getpwuid(os.getuid()).pw_name
-        quietly = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder}
-        subprocess.run([programs / "initdb", "-D", data, "--auth=trust", "--no-sync"], **quietly, **as_user)
+        if other:
+            shutil.chown(folder, other)
+        data = folder / "data"
+        make = [programs / "initdb", "-D", data, "--auth=trust", "--no-sync"]
+        subprocess.run(make, check=True, stdout=subprocess.DEVNULL, cwd=folder, user=other)
         settings = [f"port={port}", f"unix_socket_directories={folder}", "listen_addresses=127.0.0.1", "fsync=off"]
-        options = [part for each in settings for part in ("-c", each)]
-        with subprocess.Popen(
-            [programs / "postgres", "-D", data, *options], stderr=subprocess.DEVNULL, cwd=folder, **as_user
-        ) as process:
+        serve = [programs / "postgres", "-D", data, *(part for each in settings for part in ("-c", each))]
+        with subprocess.Popen(serve, stderr=subprocess.DEVNULL, cwd=folder, user=other) as process:
             try:
                 create = [programs / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", name, "prefect"]
                 until = time.monotonic() + 120
