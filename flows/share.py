@@ -88,7 +88,8 @@ def settings(address: str, endpoint: str | None, key: Path | None, environment: 
     if url.password is not None or url.query or url.fragment or (url.username and url.scheme != "ssh"):
         raise ShareError(
             f"Expected an address without secrets for git to carry, got one with more than {place}; set "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3, REMOTE_USER and REMOTE_PASSWORD for HTTP, --key for SSH."
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3, REMOTE_USER and REMOTE_PASSWORD for HTTP, and --key "
+            "for SSH."
         )
     if endpoint:
         check_plain(urlsplit(endpoint))
@@ -154,8 +155,9 @@ def check_answer(url: str, own: Mapping[str, Any]) -> None:
     """ShareError where the server wants another user; what else it says of a mere directory does not matter."""
     known = (own["user"], own["password"]) if own else None
     if requests.head(url, auth=known, timeout=SECONDS).status_code == requests.codes.unauthorized:
-        raise ShareError(f"{url} refuses {'this user' if own else 'whoever gives no name'}; set REMOTE_USER and "
-                         "REMOTE_PASSWORD.")
+        raise ShareError(
+            f"{url} refuses {'this user' if own else 'whoever gives no name'}; set REMOTE_USER and REMOTE_PASSWORD."
+        )
 
 
 def group_directory(path: Path) -> None:
