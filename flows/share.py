@@ -88,7 +88,8 @@ def settings(address: str, endpoint: str | None, key: Path | None, environment: 
     if url.password is not None or url.query or url.fragment or (url.username and url.scheme != "ssh"):
         raise ShareError(
             f"Expected an address without secrets for git to carry, got one with more than {place}; set "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3, REMOTE_USER and REMOTE_PASSWORD for HTTP, --key for SSH."
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3, REMOTE_USER and REMOTE_PASSWORD for HTTP, and --key "
+            "for SSH."
         )
     if endpoint:
         check_plain(urlsplit(endpoint))

@@ -18,6 +18,7 @@ from stages.items import PROMPT, read_items
 from stages.recipes.blade import BladeRecipe, Training
 from stages.settings import Settings, read
 from stages.storage import read_json, write_json
+from stages.tables import read_table
 
 
 class Plan(Settings):
@@ -164,7 +165,7 @@ def main(
         traced, target, giving = trace / f"{donor}.parquet", models / "target", models / donor
         there = target.is_dir() and giving.is_dir()
         found = coverage(load_tokenizer(target), load_tokenizer(giving), texts) if there else None
-        evidence = pd.read_parquet(traced) if traced.is_file() else None
+        evidence = read_table(traced) if traced.is_file() else None
         made[donor] = plan(settings, donor, read_json(bridges / donor / "alignment.json"), evidence, found)
         print(f"{donor}: {METHODS[made[donor]['recommendation']['method']]}")
     write_json(out, {"donors": made, "methods": METHODS})

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from stages.blades import keep, learning
 from stages.command import run
@@ -17,6 +16,7 @@ from stages.offline import start
 from stages.recipes.blade import BladeRecipe, Parts, parts
 from stages.settings import read
 from stages.storage import new_directory, write_json
+from stages.trained import write_trained
 from stages.training import Kept, account, train
 
 
@@ -65,7 +65,7 @@ def main(variant: str, target: Path, donor: Path, capability: Path, text: Path, 
             print("condition:", ", ".join(f"{name} {value}" for name, value in found["condition"].items()), flush=True)
         learned = {n: v.to(torch.bfloat16).contiguous().cpu() for n, v in made.parts.state_dict().items()}
     with new_directory(out) as directory:
-        save_file(learned, directory / "gate.safetensors")
+        write_trained(directory / "gate.safetensors", learned, target, donor)
         write_json(directory / "training.json", {"curve": curve, "recipe": recipe.model_dump(), **found})
     if made is not None and making is not None:
         moved = sum(p.numel() for each in made.readings for p in each.donor.parameters())

@@ -96,3 +96,10 @@ def test_a_graft_whose_code_was_changed_does_not_run_it(tmp_path):
     assert _is_graft(tmp_path)
     (tmp_path / "gate.py").write_text((tmp_path / "gate.py").read_text() + "\nprint('hello')\n")
     assert not _is_graft(tmp_path)
+
+
+def test_every_dependency_but_torch_is_pinned_by_digest():
+    pins = (ROOT / "constraints.txt").read_text().replace("\\\n", " ").splitlines()
+    bare = [pin.partition("==")[0] for pin in pins if "--hash=sha256:" not in pin]
+    assert bare == ["torch"]  # its wheel differs between CPU and GPU
+    assert all("==" in pin for pin in pins)

@@ -6,7 +6,6 @@ from typing import Literal
 
 import pydantic
 import torch
-from safetensors.torch import load_file
 
 from stages.anatomy.loading import load, load_tokenizer
 from stages.errors import BadInput
@@ -15,6 +14,7 @@ from stages.reading import reading
 from stages.recipes.blade import BladeRecipe, Parts, Training, built, specified
 from stages.settings import Settings, parse
 from stages.storage import read_json
+from stages.trained import read_trained
 
 
 class TogetherRecipe(Settings):
@@ -54,7 +54,8 @@ def together(
 
     Second, for each gate which blade it belongs to; a shared one counts as one for each.
     A donor that several blades have is loaded once. Raises BadInput when a blade is not of the donor named beside it,
-    or when blades under one gate do not change the same block in the same way by token gates.
+    was trained between other models, or when blades under one gate do not change the same block in the same way by
+    token gates.
     """
     told = [parse(read_json(path / "training.json")["recipe"], path.name, BladeRecipe) for path in blades]
     for name, donor, each in zip(recipe.blades, recipe.donors, told, strict=True):
@@ -86,7 +87,7 @@ def together(
         made = torch.nn.ModuleList(built(spec) for spec in specs)
     for i, path in enumerate(blades):
         mine = torch.nn.ModuleList(part for part, owner in zip(made, owners, strict=True) if owner == i)
-        mine.load_state_dict(load_file(path / "gate.safetensors"))
+        mine.load_state_dict(read_trained(path / "gate.safetensors", (target, donors[i])))
     gates = [place for place, spec in enumerate(specs) if spec["kind"] == "injection"]
     owners = [owners[place] for place in gates]
     if recipe.gate == "shared":
