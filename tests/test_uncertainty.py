@@ -173,6 +173,26 @@ def test_where_no_threshold_is_safe_the_target_answers_all():
     assert found["splits"]["never_used"] == 1
 
 
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_few_items_alike_give_what_they_can_without_a_warning(right, count):
+    rows, target = (frame.groupby(["task", "split"]).head(count) for frame in (whole("blade"), whole("target", seed=1)))
+    alike = rows.assign(right=pd.array([right] * len(rows), "boolean"), choices=None, loglikelihood=-1.0)
+    found = uncertainty(alike, SETTINGS, target, signals(alike))
+    assert found["capability"]["accuracy"]["value"] == right
+    assert found["capability"]["scores"]["entropy"]["auroc"] is None
+    assert found["routing"]["chosen"]["threshold"] is None
+    if count < 5:
+        assert found["retention"]["calibration"]["isotonic"]["undefined"]["ece"] == "fewer than 5 clusters to fit on"
+
+
+def test_the_capability_can_be_routed_without_questions():
+    rows, target = (frame[frame.task == "capability"] for frame in (whole("blade"), whole("target", seed=1)))
+    found = uncertainty(rows, SETTINGS, target)["routing"]
+    assert set(found["chosen"]["mixture"]) == {"capability"}
+    assert found["curve"][-1]["coverage"] == pytest.approx(1)
+
+
 def test_another_task_is_measured_by_its_role():
     rows = whole("blade")
     more = rows[rows.task == "retention"].assign(task="hellaswag", role="retention")
