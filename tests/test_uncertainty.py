@@ -64,6 +64,7 @@ def test_both_tasks_are_measured_with_intervals(measured):
     assert set(measured) == {"capability", "retention", "routing"}
     for name in ("capability", "retention"):
         task = measured[name]
+        assert task["measured_with"] == {"bins": 15, "resamples": 200, "confidence": 0.95}
         assert {"n", "ece_if_calibrated", "bins", "curve", "undefined"} < set(task)
         for figure in ("accuracy", "ece", "adaptive_ece", "brier", "aurc", "excess_aurc", "auroc"):
             assert task[figure]["low"] <= task[figure]["value"] <= task[figure]["high"]
