@@ -108,11 +108,11 @@ def _folds(items: pd.DataFrame, folds: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _figures(confidence: np.ndarray, right: np.ndarray, draws: Draws, bins: int) -> dict[str, Any]:
-    measures: dict[str, tuple[Statistic, tuple[float, float] | None]] = {
+    measures: dict[str, tuple[Statistic, tuple[float, float]]] = {
         "ece": (calibration.ece(confidence, right, bins), (0.0, 1.0)),
         "adaptive_ece": (calibration.adaptive_ece(confidence, right, bins), (0.0, 1.0)),
         "brier": (calibration.brier(confidence, right), (0.0, 1.0)),
-        "nll": (calibration.nll(confidence, right), None),
+        "nll": (calibration.nll(confidence, right), (0.0, calibration.MOST_NLL)),
     }
     made: dict[str, Estimate | Undefined] = {
         name: estimate(draws, statistic, span) for name, (statistic, span) in measures.items()

@@ -70,9 +70,9 @@ def signals(places: Places, items: pd.DataFrame, prompts: Path, settings: Signal
 
     Each is a mean over the places where the tokens of the graft's own answer are decided, the first of them the
     prompt's end, and of that place alone where `items` (evaluate's rows of the graft) have no `answered`. `gate`: how
-    much the gates let through, without those that are closed; NaN for a graft without gates. `divergence`: the
-    Jensen–Shannon divergence of donor and target, NaN where they do not share a tokenizer; `shift`: of graft and
-    target; nats. `agreement_of_samples`: the share of sampled answers that say what the answer does.
+    much the gates let through, a closed one nothing; NaN for a graft without gates. `divergence`: the Jensen–Shannon
+    divergence of donor and target, NaN where they do not share a tokenizer; `shift`: of graft and target; nats.
+    `agreement_of_samples`: the share of sampled answers that say what the answer does.
     """
     chosen = _chosen(items, settings)
     asked = _asked(prompts, chosen)

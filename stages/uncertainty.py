@@ -133,6 +133,7 @@ def _overall(items: pd.DataFrame, draws: Draws, settings: Uncertainty) -> dict[s
     }
     return told(measured) | {
         "n": len(items),
+        "measured_with": {"bins": settings.bins, "resamples": settings.resamples, "confidence": settings.confidence},
         "ece_if_calibrated": round(float(np.quantile(chance, settings.confidence)), 6),
         "bins": [rounded(asdict(b)) for b in calibration.reliability(confidence, right, settings.bins)],
         "curve": [rounded(asdict(p)) for p in calibration.risk_coverage(confidence, right)],

@@ -64,6 +64,7 @@ def test_both_tasks_are_measured_with_intervals(measured):
     assert set(measured) == {"capability", "retention", "routing"}
     for name in ("capability", "retention"):
         task = measured[name]
+        assert task["measured_with"] == {"bins": 15, "resamples": 200, "confidence": 0.95}
         assert {"n", "ece_if_calibrated", "bins", "curve", "undefined"} < set(task)
         for figure in ("accuracy", "ece", "adaptive_ece", "brier", "aurc", "excess_aurc", "auroc"):
             assert task[figure]["low"] <= task[figure]["value"] <= task[figure]["high"]
@@ -171,6 +172,26 @@ def test_where_no_threshold_is_safe_the_target_answers_all():
     assert found["chosen"]["coverage"]["value"] == 0
     assert found["chosen"]["accuracy"] == found["chosen"]["target_accuracy"]
     assert found["splits"]["never_used"] == 1
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_few_items_alike_give_what_they_can_without_a_warning(right, count):
+    rows, target = (frame.groupby(["task", "split"]).head(count) for frame in (whole("blade"), whole("target", seed=1)))
+    alike = rows.assign(right=pd.array([right] * len(rows), "boolean"), choices=None, loglikelihood=-1.0)
+    found = uncertainty(alike, SETTINGS, target, signals(alike))
+    assert found["capability"]["accuracy"]["value"] == right
+    assert found["capability"]["scores"]["entropy"]["auroc"] is None
+    assert found["routing"]["chosen"]["threshold"] is None
+    if count < 5:
+        assert found["retention"]["calibration"]["isotonic"]["undefined"]["ece"] == "fewer than 5 clusters to fit on"
+
+
+def test_the_capability_can_be_routed_without_questions():
+    rows, target = (frame[frame.task == "capability"] for frame in (whole("blade"), whole("target", seed=1)))
+    found = uncertainty(rows, SETTINGS, target)["routing"]
+    assert set(found["chosen"]["mixture"]) == {"capability"}
+    assert found["curve"][-1]["coverage"] == pytest.approx(1)
 
 
 def test_another_task_is_measured_by_its_role():

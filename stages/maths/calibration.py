@@ -9,6 +9,10 @@ import numpy as np
 
 from stages.maths.statistics import Statistic
 
+_LEAST = 1e-6  # chance that counts
+MOST_NLL = float(-np.log(_LEAST))
+"""What one wrong answer can add, in nats."""
+
 
 @dataclass(frozen=True)
 class Bin:
@@ -90,12 +94,12 @@ def _ece(confidence: np.ndarray, right: np.ndarray, member: np.ndarray) -> Stati
     return lambda w: np.abs(w @ gaps).sum(-1) / w.sum(-1)
 
 
-def nll(confidence: np.ndarray, right: np.ndarray, floor: float = 1e-6) -> Statistic:
+def nll(confidence: np.ndarray, right: np.ndarray) -> Statistic:
     """Mean of −log of the chance that was given to what happened, in nats an item; ln 2 is what 1/2 everywhere gives.
 
-    A chance below `floor` counts as that: evaluate's confidences are rounded so, and one item must not decide all.
+    A chance below 1e-6 counts as that: evaluate's confidences are rounded so, and one item must not decide all.
     """
-    told = -np.log(np.where(right, confidence, 1 - confidence).clip(floor))
+    told = -np.log(np.where(right, confidence, 1 - confidence).clip(_LEAST))
     return lambda w: (w @ told) / w.sum(-1)
 
 
