@@ -10,6 +10,10 @@ from synthetic import items
 
 from stages import gallery as stage
 from stages.errors import BadInput
+from stages.pages.gallery import WAYS
+from stages.pages.roles import read_roles
+from stages.pages.verdict import Rules
+from stages.report import Report
 
 PARAMS = {
     "adopt": {"sibling": {"trained": "sibling"}},
@@ -107,3 +111,32 @@ def test_a_survey_on_other_items_is_refused(places, tmp_path):
 def test_nothing_surveyed_is_refused(places, tmp_path):
     with pytest.raises(BadInput, match="Expected surveyed variants, got none"):
         stage.main(**places | {"survey": tmp_path / "empty", "out": tmp_path / "out"})
+
+
+def surveyed(like: str, units: float) -> pd.DataFrame:
+    """A survey of every third item and of conversions, of which a share is right."""
+    rows = items(like).iloc[::3]
+    asked = rows.loc[rows.task == "capability"].assign(task="units")
+    asked["right"] = pd.array([i < units * len(asked) for i in range(len(asked))], dtype="boolean")
+    return pd.concat([rows, asked], ignore_index=True)
+
+
+def test_a_specialists_blade_is_judged_on_its_domain_and_seeds_of_other_sections_are_pooled(tmp_path):
+    blades = {"units_blade": {"donor": "units", "prompts": "domains/units"},
+              "null": {"donor": "units", "prompts": "domains/units", "control_for": "units_blade"}}  # fmt: skip
+    params = PARAMS | {"specialists": {"units": {"trained": "units"}}, "blades": blades, "merge": {}, "swap": {}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    roles = read_roles(tmp_path / "params.yaml", tuple(WAYS), ("adopt", "specialists"))
+    evaluated = {name: items(name) for name in ("target", "sibling")}
+    survey = {"target": surveyed("target", 0.1), "units": surveyed("sibling", 0.9),
+              "units_blade": surveyed("closed_gate", 0.8), "null": surveyed("closed_gate", 0.1),
+              "blade": surveyed("blade", 0.1), "blade_2": surveyed("bridged_blade", 0.1)}  # fmt: skip
+    settings = Report(resamples=200, seeds={"blade": ("blade_2",)})
+    summary, _ = stage.gallery(settings, Rules(), roles, evaluated, survey)
+    entry = summary["variants"]["units_blade"]
+    assert entry["verdict"] == "better"
+    assert entry["gain"]["value"] == 0
+    assert entry["tasks"]["units"]["recovery"]["value"] == pytest.approx(0.7 / 0.8)
+    assert summary["variants"]["null"]["verdict"] == "control: fails as it should"
+    assert summary["donors"]["units"]["tasks"]["units"]["change"]["value"] == pytest.approx(0.8)
+    assert summary["seeds"]["blade"]["gain"]["seeds"] == 2

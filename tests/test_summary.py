@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,8 @@ from synthetic import MODELS, items, params
 from stages.errors import BadInput
 from stages.maths.discovery import holm
 from stages.maths.statistics import Bootstrap
-from stages.pages.roles import Roles, read_roles
+from stages.pages.gallery import WAYS
+from stages.pages.roles import REPORTED, Roles, read_roles
 from stages.pages.summary import FIGURES, summarize
 from stages.pages.verdict import Rules, judge
 
@@ -340,3 +342,35 @@ def test_seeds_of_a_recipe_are_pooled_and_their_spread_is_told(roles):
     assert told["blade"]["perplexity_ratio"]["value"] == pytest.approx(scipy.stats.gmean(ratios), abs=1e-5)
     assert told["transplant"]["gain"] is None
     assert told["transplant"]["undefined"]["gain"] == "gone not judged on these items"
+
+
+def test_scores_between_right_and_wrong_are_averaged_and_compared(roles):
+    graded = {}
+    for number, (name, rows) in enumerate(EVALUATED.items()):
+        more = rows.loc[rows.task == "retention"].assign(task="summaries", right=None)
+        luck = np.random.default_rng(0).uniform(0.2, 0.6, len(more)) + 0.01 * number
+        graded[name] = pd.concat([rows.assign(score=rows.right.astype(float)), more.assign(score=luck)])
+    told = summary_of(roles, graded)["variants"]["blade"]["tasks"]["summaries"]
+    assert told["change"]["value"] == pytest.approx(0.04, abs=1e-6)
+    assert told["mcnemar_p"] < 0.001
+    assert 0.3 < told["accuracy"]["value"] < 0.6
+
+
+def test_perplexity_on_a_further_task_counts(roles):
+    told = {}
+    for name, rows in EVALUATED.items():
+        more = rows.loc[rows.task == "text"].assign(task="wikitext")
+        more["loglikelihood"] *= 1.03 if name == "blade" else 1.0
+        told[name] = pd.concat([rows, more], ignore_index=True)
+        told[name]["role"] = told[name].task.replace("wikitext", "text")
+    entry = summary_of(roles, told)["variants"]["blade"]
+    assert entry["tasks"]["wikitext"]["perplexity_ratio"]["low"] > 1.02
+    assert entry["tasks"]["wikitext"]["accuracy"] is None
+    assert entry["verdict"] == "worse"
+    assert "its perplexity ratio on wikitext is above the limit of 1.02" in entry["reasons"]
+
+
+@pytest.mark.parametrize(("sections", "givers"), [(REPORTED, ("adopt",)), (tuple(WAYS), ("adopt", "specialists"))])
+def test_every_variant_of_the_default_experiment_has_a_control(sections, givers):
+    roles = read_roles(Path(__file__).parent.parent / "params.yaml", sections, givers)
+    assert [name for name, role in roles.variants.items() if not role.control_for and not roles.controls(name)] == []

@@ -17,6 +17,7 @@ an infinity makes the interval unbounded."""
 ALIKE = 1e-9
 """Figures closer than this differ by rounding only."""
 _CELLS = 4_000_000  # weights held at a time
+_PICKS = 100_000  # clusters drawn at a time: what a processor's cache holds
 _GROUPS = 1_000  # most clusters or groups of clusters that the jackknife leaves out in turn
 
 
@@ -138,7 +139,7 @@ def draw(clusters: Sequence[object] | np.ndarray, bootstrap: Bootstrap) -> Draws
         raise BadInput("Expected at least one item to resample, got none; evaluate on more items.")
     generator = np.random.default_rng(bootstrap.seed)
     counts = np.empty((bootstrap.resamples, count), dtype=np.uint8)  # more than 255 of one cluster never come up
-    step = max(1, _CELLS // count)
+    step = max(1, _PICKS // count)
     for start in range(0, bootstrap.resamples, step):
         rows = min(step, bootstrap.resamples - start)
         picks = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]

@@ -22,7 +22,6 @@ class Part:
     """Some items of a task, and what each model makes of them."""
 
     draws: Draws
-    clusters: np.ndarray
     scores: Mapping[str, np.ndarray]
     """Model → 1 where it is right, 0 where it is wrong, or what the task gives in between [items]."""
     sums: Mapping[str, Totals]
@@ -57,11 +56,10 @@ def lay(models: Mapping[str, Model], bootstrap: Bootstrap) -> Ground:
         rows = np.arange(len(target[task])) if keep is None else np.flatnonzero(keep)
         if not len(rows):
             return None
-        clusters = target[task].cluster.to_numpy()[rows]
-        draws = draw(clusters, bootstrap)
+        draws = draw(target[task].cluster.to_numpy()[rows], bootstrap)
         scores = {name: _scores(model[task])[rows] for name, model in models.items() if task in model}
         totals = draws.totals(np.stack(list(scores.values()), axis=-1))
-        return Part(draws, clusters, scores, dict(zip(scores, totals, strict=True)))
+        return Part(draws, scores, dict(zip(scores, totals, strict=True)))
 
     found = {task: part(task) for task, role in roles.items() if role != "text"}
     asked = target.get("capability", pd.DataFrame(columns=["seen", "digits", "group"]))

@@ -161,14 +161,14 @@ def _adjust(entries: Sequence[dict[str, Any]], rules: Rules) -> None:
 def _chance(part: Part | None, model: str) -> float | None:
     if part is None or model not in part.scores:
         return None
-    return _told(mcnemar(part.scores[model], part.scores["target"], part.clusters))
+    return _told(mcnemar(part.scores[model], part.scores["target"], part.draws.members))
 
 
 def _detectable(part: Part | None, model: str, rules: Rules) -> float | None:
     if part is None or model not in part.scores:
         return None
     pair = np.clip([part.scores[model], part.scores["target"]], 0, 1)
-    found = minimum_detectable(*pair, part.clusters, rules.level, rules.power)
+    found = minimum_detectable(*pair, part.draws.members, rules.level, rules.power)
     return None if found is None else round(found, 6)
 
 

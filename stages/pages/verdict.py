@@ -60,9 +60,9 @@ def judge(
     A control gains when its change on an aim has its interval above 0 and itself above the margin; else it fails as it
     should.
     """
-    missing = [name for name in (*rules.required, *aims) if _evidence(entry, name) is None]
+    missing = [name for name in _needed(rules, aims) if _evidence(entry, name) is None]
     if missing:
-        words = ", ".join(dict.fromkeys(name.replace("_", " ") for name in missing))
+        words = ", ".join(name.replace("_", " ") for name in missing)
         why = entry["undefined"].get(missing[0], "not measured")
         return {"verdict": "not measured", "reasons": [f"{words}: {why}"]}
     if control_for:
@@ -130,7 +130,7 @@ def _doubts(entry: Entry, controls: Mapping[str, Entry], rules: Rules, aims: Seq
         doubts.append("it has no control")
     unmatched = True
     for name, control in controls.items():
-        if any(_evidence(control, key) is None for key in (*rules.required, *aims)):
+        if any(_evidence(control, each) is None for each in _needed(rules, aims)):
             doubts.append(f"its control {name} was not measured")
         elif _gains_unharmed(control, rules, aims):
             doubts.append(f"its control {name} is better than the target too")
@@ -192,11 +192,16 @@ def _ratios(entry: Entry) -> dict[str, Any]:
     return {place: ratio for place, ratio in ({"": entry.get("perplexity_ratio")} | further).items() if ratio}
 
 
+def _needed(rules: Rules, aims: Sequence[str]) -> list[str]:
+    """The evidence without which nothing is said."""
+    return list(dict.fromkeys((*rules.required, *("gain" if task == "capability" else task for task in aims))))
+
+
 def _evidence(entry: Entry, name: str) -> Any:
     """A figure of the entry, or what was measured on a task."""
     if name in entry.get("tasks", {}):
         return _change(entry, name) or entry["tasks"][name].get("perplexity_ratio")
-    return _change(entry, name) if name in _CHANGES else entry.get(name)
+    return entry.get(name)
 
 
 def _unmeasured(entry: Entry) -> list[str]:

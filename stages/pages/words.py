@@ -60,6 +60,8 @@ def finding(summary: Mapping[str, Any], roles: Roles) -> str:
         verdicts = listing([f"{name} is {variants[name]['verdict']}" for name in tried])
         return f"No variant is shown to be better than the target: {verdicts}."
     best, controls = good[0], roles.controls(good[0])
+    if "capability" not in variants[best]["aims"]:
+        return f"{best} is better than the target on {listing(variants[best]['aims'])}."
     entry, target = variants[best], summary["target"]
     lead = f", {_percent(entry['recovery'])} of {entry['donor']}’s lead" if entry["recovery"] else ""
     ends = [f"{name} gains {'less' if variants[name]['gain']['low'] > 0 else 'nothing'}" for name in controls]
@@ -85,10 +87,11 @@ def others(summary: Mapping[str, Any], roles: Roles) -> str:
 
 
 def _better(summary: Mapping[str, Any], roles: Roles) -> list[str]:
-    """The variants that are better than the target, the best first."""
+    """The variants that are better than the target, the best on the capability first."""
     variants = {name: summary["variants"][name] for name in roles.variants}
     good = [name for name, entry in variants.items() if entry["verdict"] == "better"]
-    return sorted(good, key=lambda name: -(variants[name]["recovery"] or variants[name]["gain"])["value"])
+    gains = {name: (variants[name]["recovery"] or variants[name]["gain"])["value"] for name in good}
+    return sorted(good, key=lambda name: ("capability" not in variants[name]["aims"], -gains[name]))
 
 
 def _percent(figure: Mapping[str, float]) -> str:

@@ -203,6 +203,7 @@ def test_many_items_are_resampled_in_parts_with_the_same_result(monkeypatch):
     right, bootstrap = rng().random(120) < 0.8, Bootstrap(resamples=300)
     whole = statistics.accuracy(draw(range(120), bootstrap), right)
     monkeypatch.setattr(statistics, "_CELLS", 1000)
+    monkeypatch.setattr(statistics, "_PICKS", 500)
     assert statistics.accuracy(draw(range(120), bootstrap), right) == whole
 
 
