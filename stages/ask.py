@@ -92,8 +92,7 @@ def _cell(token: str, amount: float) -> Text:
     """A token on a ground as strong as the gate is open, above the amount."""
     share = min(max(amount, 0.0), 1.0) if amount == amount else 0.0
     red, green, blue = (round(255 + share * (ink - 255)) for ink in _SHADE)
-    style = f"{'white' if share > 0.5 else 'black'} on rgb({red},{green},{blue})"
-    return Text.assemble((_piece(token), style), "\n", (f"{amount:.2f}", "dim"))
+    return Text.assemble((_piece(token), f"black on rgb({red},{green},{blue})"), "\n", (f"{amount:.2f}", "dim"))
 
 
 def prompts(given: Sequence[str]) -> Iterator[str]:
