@@ -25,7 +25,7 @@ def regressions(
     lost = both.loc[(both.right.fillna(False).astype(bool)) & ~both.right_variant.fillna(True).astype(bool)]
     found = []
     for row in lost.sort_values(["task", "id"]).to_dict("records"):
-        told = asked.get((row["task"], row["id"]), row)
+        told: Any = asked.get((row["task"], row["id"])) or row
         found.append(
             {key: row[key] for key in ("task", "id")}
             | {key: _text(told.get(key)) for key in ("prompt", "expected")}
