@@ -32,7 +32,10 @@ def test_a_line_that_is_cut_costs_only_what_was_on_its_way(first, remote: Remote
     remote.relay.mend()
     transfer("push", first)
     assert not damaged(first)
-    assert len(objects(remote.directory)) == len(objects(first / ".dvc" / "cache"))
+    # what was on its way may lie beside them under another name
+    assert {path.name for path in objects(first / ".dvc" / "cache")} <= {
+        path.name for path in objects(remote.directory)
+    }
 
     git(tmp_path, "clone", "--quiet", "origin", "second")
     second = tmp_path / "second"
