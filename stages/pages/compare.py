@@ -1,5 +1,6 @@
 """Variants side by side: every figure that there is of each, in the words in which the rest of the page has them."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,15 +43,22 @@ COSTS = ("parameters", "parameters added", "bytes on disk", "work per token", "t
 
 
 def at_first(summary: Mapping[str, Any], roles: Roles) -> list[str]:
-    """The variants that the page compares before the reader chooses: the first five by verdict, no control."""
+    """The variants that the page compares before the reader chooses: the first five by verdict and gain, no control."""
+    first = set(ranked(summary, roles)[:_AT_FIRST])
+    return [name for name in roles.variants if name in first]
+
+
+def ranked(summary: Mapping[str, Any], roles: Roles) -> list[str]:
+    """The variants that are no control, the best first by verdict, then by recovery or gain."""
     order = ("better", "no worse", "undecided", "worse")
     tried = [name for name, role in roles.variants.items() if not role.control_for] or list(roles.variants)
 
-    def rank(name: str) -> int:
-        verdict = summary["variants"][name]["verdict"]
-        return order.index(verdict) if verdict in order else len(order)
+    def rank(name: str) -> tuple[int, float]:
+        entry = summary["variants"][name]
+        verdict, lead = entry["verdict"], entry["recovery"] or entry["gain"]
+        return order.index(verdict) if verdict in order else len(order), -lead["value"] if lead else math.inf
 
-    return sorted(tried, key=rank)[:_AT_FIRST]
+    return sorted(tried, key=rank)
 
 
 def lines(summary: Mapping[str, Any], roles: Roles, evidence: Evidence) -> list[tuple[str, list[Line]]]:
@@ -164,5 +172,5 @@ def controls(summary: Mapping[str, Any], roles: Roles) -> Plot | None:
     inks = alt.Scale(domain=["variant", "control"], range=["#16897b", "#cf7a26"])
     none = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(strokeDash=[4, 3]).encode(x="at:Q")
     caption = "A gain counts where it lies above that of the control, which was made to fail, on the same items."
-    chart = none + dots(rows, "model", "kind", axis, inks, chosen("of"))
-    return plot("Gain beside the control’s", caption, chart, alt.Step(13))
+    chart = none + dots(rows, "model", "kind", axis, inks, chosen("of"), spread=False)
+    return plot("Gain beside the control’s", caption, chart, alt.Step(26))

@@ -86,9 +86,9 @@ def slowdown(found: Mapping[str, Mapping[str, Any]], roles: Roles) -> Plot | Non
     if not rows:
         return None
     base = alt.Chart(alt.Data(values=rows)).transform_filter("indexof(chosen, datum.model) >= 0").encode(
-        y=alt.Y("model:N", sort=None, title=None, axis=alt.Axis(labelLimit=170)),
+        y=alt.Y("model:N", sort=None, title=None),
         yOffset=alt.YOffset("measured:N", sort=list(kinds.values())),
-        x=alt.X("value:Q", title="times the target’s, a token", scale=alt.Scale(zero=True)),
+        x=alt.X("value:Q", title="times the target’s, a token", axis=alt.Axis(tickCount=6, format="~g")),
     )  # fmt: skip
     bars = base.mark_bar(height=9).encode(
         color=alt.Color("measured:N", title=None, scale=among(list(kinds.values()))),

@@ -40,7 +40,7 @@ def _words(row: Mapping[str, Any]) -> str:
 def effects(found: Mapping[str, Mapping[str, Any]]) -> Plot | None:
     """The effect by category of target, donor and graft, of the variant that is shown."""
     rows = [
-        {"variant": name, "category": _words(row) + ("" if row.get("moves", True) else " (should not move)")}
+        {"variant": name, "category": ("" if row.get("moves", True) else "hold: ") + _words(row)}
         | {"model": words} | {key: row[model][key] for key in ("value", "low", "high")} | {"n": row[model].get("n")}
         for name, told in found.items()
         for row in told.get("categories", ())
@@ -49,12 +49,12 @@ def effects(found: Mapping[str, Mapping[str, Any]]) -> Plot | None:
     ]  # fmt: skip
     if not rows:
         return None
-    axis = {"title": "log-odds of the right against the wrong continuation, nats"}
+    axis = {"title": "log-odds of right against wrong, nats", "axis": alt.Axis(tickCount=6)}
     inks = alt.Scale(domain=list(_MODELS.values()), range=[INKS[0], INKS[1], INKS[2]])
     chart = dots(rows, "category", "model", axis, inks, "datum.variant === shown")
     none = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(strokeDash=[4, 3]).encode(x="at:Q")
     caption = (
-        "Right of the dashed line the model prefers the right continuation. Where a category should move, the graft "
-        "should lie by the donor; where it should not, by the target."
+        "Right of the dashed line the model prefers the right continuation. The graft should lie by the donor, and by "
+        "the target in categories marked “hold”, which should not move."
     )
     return plot("Effect on minimal pairs", caption, none + chart, alt.Step(16))

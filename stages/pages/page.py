@@ -64,7 +64,7 @@ def render(summary: Mapping[str, Any], roles: Roles, evidence: Evidence, setting
         provenance=provenance(roles, evidence, settings),
         settings=settings,
         percent=f"{100 * settings['confidence']:g} %",
-        choice={"chosen": chosen, "shown": next(iter(chosen), None), "most": compare.AT_ONCE},
+        choice={"chosen": chosen, "shown": next(iter(compare.ranked(summary, roles)), None), "most": compare.AT_ONCE},
         variants=list(roles.variants),
     )
 

@@ -44,10 +44,8 @@ class Plot:
 def plot(title: str, caption: str, chart: Chart, height: int | alt.Step = 240, about: str = "") -> Plot:
     """`chart` as wide as its place on the page; `about` names what the heading above it names, for a screen reader."""
     described = f"{title}{', ' if about else ''}{about}. {caption}"
-    sized = chart.properties(width="container", height=height, description=described)
-    if isinstance(height, alt.Step):
-        sized = sized.properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
-    spec = sized.to_dict()
+    width = "container" if isinstance(height, int) else 640  # the page's script widens those that grow with their rows
+    spec = chart.properties(width=width, height=height, description=described).to_dict()
     return Plot(title, caption, {key: value for key, value in spec.items() if key not in ("$schema", "config")})
 
 
@@ -83,15 +81,16 @@ def dots(
     axis: Mapping[str, Any],
     inks: alt.Scale,
     keep: str | None = None,
+    spread: bool = True,
 ) -> alt.LayerChart:
     """A point and its interval for each of `rows`, which have value, low, high and n: a line a `row`, and within it one
-    a `colour`. `axis` describes x; `keep` is a condition on rows."""
+    a `colour`, where they `spread`. `axis` describes x; `keep` is a condition on rows."""
     base = alt.Chart(alt.Data(values=list(rows)))
     base = (base.transform_filter(keep) if keep else base).encode(
-        y=alt.Y(f"{row}:N", sort=None, title=None, scale=alt.Scale(paddingInner=0.35), axis=alt.Axis(labelLimit=190)),
+        y=alt.Y(f"{row}:N", sort=None, title=None, scale=alt.Scale(paddingInner=0.35)),
         color=alt.Color(f"{colour}:N", title=None, scale=inks, legend=alt.Legend() if colour != row else None),
     )
-    if colour != row:
+    if colour != row and spread:
         base = base.encode(yOffset=alt.YOffset(f"{colour}:N", sort=None))
     interval = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **axis), x2="high:Q")
     names = dict.fromkeys((row, colour))

@@ -14,7 +14,7 @@ function theme() {
       labelColor: soft, titleColor: soft, gridColor: grid, domain: false, tickColor: grid, labelFontSize: 11,
       titleFontSize: 11.5, titleFontWeight: 400, titlePadding: 8, labelPadding: 5, labelLimit: 130,
     },
-    axisY: { ticks: false }, axisX: { tickSize: 4 },
+    axisY: { ticks: false, labelLimit: narrow ? 120 : 200 }, axisX: { tickSize: 4 },
     legend: {
       orient: "top", direction: "horizontal", labelColor: ink, titleColor: soft, labelFontSize: 11.5, titleFontSize: 11.5,
       titleFontWeight: 400, titleOrient: "left", titlePadding: 8, symbolSize: 70, columns: narrow ? 2 : 4, labelLimit: 150, offset: 8,
@@ -28,11 +28,21 @@ function theme() {
 
 // Charts: those in sight are drawn at once, the others while the reader reads.
 const waiting = new Set(Object.keys(specs));
+// A chart that grows with its rows cannot be given its container's width in Vega-Lite without a warning, so in Vega.
+const inner = "max(containerSize()[0], 160)";
+function widen(vega) {
+  delete vega.width;
+  vega.autosize = { type: "fit-x", contains: "padding" };
+  const width = { name: "width", init: inner, on: [{ update: inner, events: "window:resize" }] };
+  vega.signals = [...(vega.signals ?? []).filter(each => each.name !== "width"), width];
+  return vega;
+}
 async function draw(id) {
   waiting.delete(id);
   const params = ["chosen", "shown"].map(name => ({ name, value: state[name] }));
   const spec = { ...specs[id], params: [...(specs[id].params ?? []), ...params] };
-  const { view } = await vegaEmbed(document.getElementById(id), spec, { actions: false, renderer: "svg", config: theme() });
+  const given = { actions: false, renderer: "svg", config: theme(), ...(spec.height?.step && { patch: widen }) };
+  const { view } = await vegaEmbed(document.getElementById(id), spec, given);
   views.set(id, view);
 }
 const pause = () => new Promise(go => (window.requestIdleCallback ?? setTimeout)(go));
