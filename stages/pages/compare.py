@@ -20,7 +20,7 @@ ABSENT = "not measured"
 AT_ONCE = 8
 """Variants that can be compared at once, as many as there are colours."""
 _AT_FIRST = 5
-_FIGURES = {
+FIGURES = {
     "capability": "capability",
     "capability_unseen": "capability, unseen phrasings",
     "gain": "gain over target",
@@ -81,7 +81,7 @@ def _across(roles_or_names: Any, of: Callable[[str], str | None]) -> dict[str, s
 
 def _verdicts(entries: Mapping[str, Any], roles: Roles) -> list[Line]:
     found: list[Line] = [("verdict", _across(roles.variants, lambda name: entries[name]["verdict"]))]
-    for key, words in _FIGURES.items():
+    for key, words in FIGURES.items():
         found.append((words, {name: figure(entries[name], key) for name in roles.variants}))
     return found
 

@@ -27,6 +27,7 @@ _ROUTING = "routing"
 _SHOWN = "datum.variant === shown"
 _SHARE = alt.Scale(domain=[0, 1])
 _PERCENT = alt.Axis(format="%", values=QUARTERS)
+_ROUTED = {"accuracy": "right answers", "coverage": "answered by the graft", "cost": "cost"}
 _METHODS = ("raw", "temperature", "isotonic")
 _SCORES = {
     "max_probability": "probability of the answer",
@@ -157,15 +158,12 @@ def sets(measured: Measured, task: str) -> Plot | None:
 
 def routed(measured: Measured) -> Plot | None:
     """What routing by a threshold gives, for the variant that is shown."""
-    rows, chosen_at = [], []
+    rows, chosen_at, shares = [], [], [words for key, words in _ROUTED.items() if key != "cost"]
     for name, found in measured.items():
         routes = routing(found)
         for point in routes.get("curve") or ():
-            for key, words in (("accuracy", "right answers"), ("coverage", "answered by the graft")):
-                if point.get(key) is not None and point.get("threshold") is not None:
-                    value = _plain(point[key])
-                    rows.append({"variant": name, "threshold": _plain(point["threshold"]), "measured": words,
-                                 "value": value, "cost": _plain(point.get("cost"))})  # fmt: skip
+            told = {words: _plain(point.get(key)) for key, words in _ROUTED.items()}
+            rows.append({"variant": name, "threshold": _plain(point.get("threshold"))} | told)
         at = _plain((routes.get("chosen") or {}).get("threshold"))
         if at is not None:
             chosen_at.append({"variant": name, "threshold": at})
@@ -174,13 +172,12 @@ def routed(measured: Measured) -> Plot | None:
     lines = (
         alt.Chart(alt.Data(values=rows))
         .transform_filter(_SHOWN)
+        .transform_fold(shares, as_=["measured", "value"])
         .mark_line(strokeWidth=1.8)
         .encode(
             x=alt.X("threshold:Q", title="threshold τ on the uncertainty", scale=alt.Scale(nice=False)),
             y=alt.Y("value:Q", title="share of items", scale=_SHARE, axis=_PERCENT),
-            color=alt.Color(
-                "measured:N", title=None, legend=LINES, scale=among(["right answers", "answered by the graft"])
-            ),
+            color=alt.Color("measured:N", title=None, legend=LINES, scale=among(shares)),
             tooltip=["measured:N", *numbers("threshold", "value", "cost")],
         )
     )

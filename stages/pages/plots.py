@@ -45,7 +45,7 @@ def plot(title: str, caption: str, chart: Chart, height: int | alt.Step = 240, a
     """`chart` as wide as its place on the page; `about` names what the heading above it names, for a screen reader."""
     described = f"{title}{', ' if about else ''}{about}. {caption}"
     width = "container" if isinstance(height, int) else 640  # the page's script widens those that grow with their rows
-    spec = chart.properties(width=width, height=height, description=described).to_dict()
+    spec = chart.properties(width=width, height=height, description=described).to_dict(validate=False)
     return Plot(title, caption, {key: value for key, value in spec.items() if key not in ("$schema", "config")})
 
 

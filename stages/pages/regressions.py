@@ -10,13 +10,13 @@ from stages.pages.texts import shown
 
 View = dict[str, Any]
 
-_ROWS, _ON_PAGE = 200, 4000
+_ROWS, _ON_PAGE = 200, 2000
 
 
 def regressions(evidence: Evidence) -> dict[str, View]:
     """For each variant whose regressions were written: how many of how many by task, and the rows that the page has.
 
-    At most 200 rows a variant and 4,000 on the page, the same number from each task first; `total` counts them all.
+    At most 200 rows a variant and 2,000 on the page, the same number from each task first; `total` counts them all.
     """
     had = _right(evidence.items["target"]) if "target" in evidence.items else {}
     most = min(_ROWS, max(_ON_PAGE // max(len(evidence.regressions), 1), 20))

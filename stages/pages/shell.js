@@ -72,8 +72,20 @@ function show() {
     const slot = panel.querySelector(".slot");
     slot.replaceChildren(...(kept ? [kept.content.cloneNode(true)] : []));
     for (const table of all(".paged", slot)) turn(table);
+    for (const text of all(".tokens", slot)) name(text);
     for (const part of all("select.part", slot)) part.addEventListener("change", () => shade(slot, part.value));
   }
+}
+// Gates by number: on a token that is pointed at, and as a table.
+function name(text) {
+  const parts = JSON.parse(text.dataset.parts), tokens = all("[data-gates]", text);
+  const gates = token => token.dataset.gates.split(" ");
+  for (const token of tokens) token.title = parts.map((part, at) => `${part} ${gates(token)[at]}`).join(", ");
+  const details = text.parentElement.querySelector("details.gates");
+  details?.addEventListener("toggle", () => {
+    const rows = tokens.map(token => [token.textContent, ...gates(token)]);
+    details.append(tabled(["token", ...parts], rows, "Gates"));
+  }, { once: true });
 }
 function shade(slot, part) {
   for (const token of all("[data-shades]", slot)) token.style.setProperty("--gate", token.dataset.shades.split(" ")[part]);
@@ -88,6 +100,17 @@ function element(kind, words, given = {}) {
   const made = Object.assign(document.createElement(kind), given);
   made.textContent = words;
   return made;
+}
+function tabled(columns, rows, about) {
+  const table = element("table", ""), head = table.createTHead().insertRow(), body = table.createTBody();
+  for (const column of columns) head.append(element("th", column, { scope: "col" }));
+  for (const row of rows) {
+    const line = body.insertRow();
+    for (const value of row) line.insertCell().textContent = value;
+  }
+  const box = element("div", "", { className: "scroll tall", tabIndex: 0, role: "region", ariaLabel: about });
+  box.append(table);
+  return box;
 }
 function turn(table) {
   const rows = all("tbody tr", table), size = Number(table.dataset.rows), task = table.querySelector("select.task");
@@ -142,15 +165,8 @@ function figures(details) {
   const kept = row => (!field || state.chosen.includes(row[field])) && (!one || row.variant === state.shown);
   const rows = (found.sort((a, b) => b.length - a.length)[0] ?? []).filter(kept);
   const columns = [...new Set(rows.flatMap(row => Object.keys(row)))].filter(name => !["left", "at"].includes(name));
-  const table = element("table", ""), head = table.createTHead().insertRow(), body = table.createTBody();
-  for (const name of columns) head.append(element("th", name.replaceAll("_", " "), { scope: "col" }));
-  for (const row of rows.slice(0, FIGURES_AT_MOST)) {
-    const line = body.insertRow();
-    for (const name of columns) line.insertCell().textContent = row[name] ?? "–";
-  }
-  const box = element("div", "", { className: "scroll tall", tabIndex: 0, role: "region", ariaLabel: "Figures" });
-  box.append(table);
-  details.append(box);
+  const cells = rows.slice(0, FIGURES_AT_MOST).map(row => columns.map(column => row[column] ?? "–"));
+  details.append(tabled(columns.map(column => column.replaceAll("_", " ")), cells, "Figures"));
   if (rows.length > FIGURES_AT_MOST) details.append(element("p", `The first ${FIGURES_AT_MOST} of ${rows.length} rows.`));
 }
 for (const details of all("details.rows")) details.addEventListener("toggle", () => figures(details));

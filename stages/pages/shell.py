@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from stages.pages import words
 from stages.pages.plots import Plot
+from stages.pages.texts import tame
 
 _HERE = Path(__file__).parent
 _NO_CHOICE: Mapping[str, Any] = {"chosen": [], "shown": None, "most": 0}
@@ -51,6 +52,7 @@ def page(template: str, charts: Charts, choice: Mapping[str, Any] = _NO_CHOICE, 
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: tame(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -77,10 +79,10 @@ def page(template: str, charts: Charts, choice: Mapping[str, Any] = _NO_CHOICE, 
 def _json(value: Any) -> Markup:
     """JSON that cannot end the script element that it stands in."""
     found = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Markup(found.replace("<", "\\u003c"))
+    return Markup(tame(found).replace("<", "\\u003c"))
 
 
 def picture(plot: Plot) -> str:
     """The chart as an SVG file, on white paper."""
     spec = {**plot.spec, "width": _PICTURE, "background": "white", "padding": 12}
-    return vl_convert.vegalite_to_svg(spec, config=_PAPER)
+    return tame(vl_convert.vegalite_to_svg(spec, config=_PAPER))

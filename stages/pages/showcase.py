@@ -7,7 +7,7 @@ from stages.pages.texts import shown
 
 View = dict[str, Any]
 
-_TEXTS, _TOKENS, _ON_PAGE = 12, 160, 240
+_TEXTS, _TOKENS, _ON_PAGE = 12, 160, 160
 _ORDER = ("capability", "retention", "text")
 _SPEAKERS = ("target", "donor", "graft")
 
@@ -16,7 +16,7 @@ def showcases(found: Mapping[str, Mapping[str, Any]]) -> dict[str, View]:
     """For each variant its parts and its texts, each token with the gate of every part, scaled for shading.
 
     A gate is shaded from nothing at 0 to full at `top`, the larger of 1 and the variant's largest gate. At most 12
-    texts a variant and 240 on the page, of 160 tokens each; `left_out` counts the rest.
+    texts a variant and 160 on the page, or 3 a variant, of 160 tokens each; `left_out` counts the rest.
     """
     most = min(_TEXTS, max(_ON_PAGE // max(len(found), 1), 3))
     return {name: _variant(told, most) for name, told in found.items()}

@@ -107,7 +107,8 @@ def trust(measured: Mapping[str, Mapping[str, Any]]) -> View:
             for part in ("chosen", "three_way", "splits")
         }
         by_task = {task: _named(of) for task, of in confidence.tasks(entry).items()}
-        found[name] = {"tasks": by_task, "routing": {part: of for part, of in facts.items() if of}}
+        whys = dict.fromkeys(str(why) for why in (routes.get("undefined") or {}).values())
+        found[name] = {"tasks": by_task, "routing": {part: of for part, of in facts.items() if of}, "whys": list(whys)}
     return found
 
 
