@@ -84,7 +84,7 @@ function name(text) {
   const details = text.parentElement.querySelector("details.gates");
   details?.addEventListener("toggle", () => {
     const rows = tokens.map(token => [token.textContent, ...gates(token)]);
-    details.append(tabled(["token", ...parts], rows, "Gates"));
+    details.append(tabled(["token", ...parts], rows, `Gates of ${text.parentElement.ariaLabel}`));
   }, { once: true });
 }
 function shade(slot, part) {
@@ -166,7 +166,7 @@ function figures(details) {
   const rows = (found.sort((a, b) => b.length - a.length)[0] ?? []).filter(kept);
   const columns = [...new Set(rows.flatMap(row => Object.keys(row)))].filter(name => !["left", "at"].includes(name));
   const cells = rows.slice(0, FIGURES_AT_MOST).map(row => columns.map(column => row[column] ?? "–"));
-  details.append(tabled(columns.map(column => column.replaceAll("_", " ")), cells, "Figures"));
+  details.append(tabled(columns.map(column => column.replaceAll("_", " ")), cells, details.firstElementChild.textContent));
   if (rows.length > FIGURES_AT_MOST) details.append(element("p", `The first ${FIGURES_AT_MOST} of ${rows.length} rows.`));
 }
 for (const details of all("details.rows")) details.addEventListener("toggle", () => figures(details));
