@@ -41,7 +41,8 @@ async function draw(id) {
   waiting.delete(id);
   const params = ["chosen", "shown"].map(name => ({ name, value: state[name] }));
   const spec = { ...specs[id], params: [...(specs[id].params ?? []), ...params] };
-  const given = { actions: false, renderer: "svg", config: theme(), ...(spec.height?.step && { patch: widen }) };
+  // Errors only: that a variant has no rows in a chart is no fault.
+  const given = { actions: false, renderer: "svg", logLevel: 1, config: theme(), ...(spec.height?.step && { patch: widen }) };
   const { view } = await vegaEmbed(document.getElementById(id), spec, given);
   views.set(id, view);
 }
