@@ -35,7 +35,7 @@ def counterfactual(strength: float) -> dict[str, Any]:
         row |= {"graft": figure(graft), "difference": figure(graft - target), "consistency": figure(0.5 + strength / 2)}
         rows.append(row)
     overall = {"difference": figure(3 * strength), "consistency": figure(0.5 + strength / 2)}
-    return {"categories": rows, "overall": overall, "specificity": {"moved": figure(0.02)}, "undefined": {}}
+    return {"categories": rows, "overall": overall, "specificity": {model: figure(0.9) for model in ("target", "donor", "graft", "difference")}, "undefined": {}}
 
 
 def showcase(parts: Iterable[str] = ("layers.26 injection",), prompt: str = PROMPT) -> dict[str, Any]:

@@ -49,12 +49,12 @@ def effects(found: Mapping[str, Mapping[str, Any]]) -> Plot | None:
     ]  # fmt: skip
     if not rows:
         return None
-    axis = {"title": "log-odds of right against wrong, nats", "axis": alt.Axis(tickCount=6)}
+    axis = {"title": "shift of the log-odds, nats", "axis": alt.Axis(tickCount=6)}
     inks = alt.Scale(domain=list(_MODELS.values()), range=[INKS[0], INKS[1], INKS[2]])
     chart = dots(rows, "category", "model", axis, inks, "datum.variant === shown")
     none = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(strokeDash=[4, 3]).encode(x="at:Q")
     caption = (
-        "Right of the dashed line the model prefers the right continuation. The graft should lie by the donor, and by "
-        "the target in categories marked “hold”, which should not move."
+        "How far the change moves the model. The graft should lie by the donor where the capability is asked for, by "
+        "the target elsewhere, and near the dashed line in what is marked “hold”, where nothing should move."
     )
     return plot("Effect on minimal pairs", caption, none + chart, alt.Step(16))
