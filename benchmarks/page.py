@@ -20,6 +20,7 @@ from stages.pages.evidence import Evidence
 from stages.pages.page import render
 from stages.pages.roles import Role, Roles
 from stages.pages.summary import FIGURES
+from stages.pages.verdict import Rules
 from stages.report import Report
 
 CATEGORIES = ("agreement", "negation", "number", "entity", "operand")
@@ -35,7 +36,7 @@ def entry(share: float, items: int) -> dict[str, Any]:
     kinds = [(group, digits) for group in ("addition", "subtraction") for digits in (1, 2, 3)]
     by = [{"group": group, "digits": digits, **figure(share, items // 6)} for group, digits in kinds]
     found = {name: figure(share, items) for name in FIGURES} | {"perplexity_ratio": figure(1 + share / 50, items)}
-    return found | {"undefined": {}, "capability_by": by, "mcnemar_p": 0.01}
+    return found | {"undefined": {}, "capability_by": by, "mcnemar_p": 0.01, "tasks": {}}
 
 
 def build(variants: int, items: int) -> str:
@@ -50,11 +51,12 @@ def build(variants: int, items: int) -> str:
     summary: dict[str, Any] = {"target": entry(0.02, items), "donors": {"donor": entry(0.98, items)}}
     summary["variants"] = {
         name: entry(share, items)
-        | {"donor": "donor", "control_for": roles.variants[name].control_for, "reasons": ["it gains"]}
+        | {"donor": "donor", "control_for": roles.variants[name].control_for or None, "reasons": ["it gains"]}
+        | {"aims": ["capability"]}
         | {"verdict": "control: fails as it should" if roles.variants[name].control_for else "better"}
         for name, share in shares.items()
     }
-    return render(summary, roles, _evidence(shares, items), Report().model_dump())
+    return render(summary, roles, _evidence(shares, items), Report().model_dump() | Rules().model_dump())
 
 
 def _evidence(shares: dict[str, float], items: int) -> Evidence:

@@ -35,7 +35,12 @@ def counterfactual(strength: float) -> dict[str, Any]:
         row |= {"graft": figure(graft), "difference": figure(graft - target), "consistency": figure(0.5 + strength / 2)}
         rows.append(row)
     overall = {"difference": figure(3 * strength), "consistency": figure(0.5 + strength / 2)}
-    return {"categories": rows, "overall": overall, "specificity": {model: figure(0.9) for model in ("target", "donor", "graft", "difference")}, "undefined": {}}
+    return {
+        "categories": rows,
+        "overall": overall,
+        "specificity": {model: figure(0.9) for model in ("target", "donor", "graft", "difference")},
+        "undefined": {},
+    }
 
 
 def showcase(parts: Iterable[str] = ("layers.26 injection",), prompt: str = PROMPT) -> dict[str, Any]:
@@ -133,9 +138,9 @@ def further(root: Path, variants: Iterable[str], say: str = "London", prompt: st
         _write(root / "cost" / f"{name}.json", json.dumps(cost(200_000 + 10_000_000 * at)))
         path = root / "uncertainty" / f"{name}.json"
         told = json.loads(path.read_text()) if path.is_file() else {"capability": {}, "retention": {}}
-        for task, entry in told.items():
-            told[task] = trust(0.95 - 0.03 * at) | entry if task != "routing" else entry
-        _write(path, json.dumps({"routing": routing(0.9 - 0.1 * at)} | told))
+        for task in {"capability", "retention"} & told.keys():
+            told[task] |= trust(0.95 - 0.03 * at)
+        _write(path, json.dumps(told | {"routing": routing(0.9 - 0.1 * at)}))
     return root
 
 

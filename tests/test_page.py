@@ -20,6 +20,7 @@ from stages.pages.page import render
 from stages.pages.regressions import regressions as losses
 from stages.pages.roles import Roles, read_roles
 from stages.pages.showcase import showcases
+from stages.pages.verdict import Rules
 from stages.storage import read_json
 
 __all__ = ["browser"]  # a fixture
@@ -209,6 +210,6 @@ def test_fifty_variants_on_a_hundred_thousand_items_make_a_page_within_its_limit
 
 def test_an_experiment_without_variants_still_has_a_page(evidence):
     summary = {"target": large.entry(0.1, 0), "donors": {}, "variants": {}}
-    settings = stage.Report().model_dump()
+    settings = stage.Report().model_dump() | Rules().model_dump()
     page = render(summary, Roles({}, {}), replace(evidence, regressions={}, showcase={}, cost={}), settings)
     assert "No variant was built, so there is nothing to judge." in page
