@@ -112,18 +112,16 @@ def check_out(place: Path, targets: Sequence[str] | None) -> None:
         repo.checkout(list(targets or ()), with_deps=bool(targets), force=True, allow_missing=True)
 
 
-def save(root: Path, place: Path, stage: str, overrides: Sequence[str]) -> str:
-    """Keep the clone's state as an experiment of `root`; its name, the same for the same overrides.
+def save(root: Path, place: Path, stage: str, name: str) -> None:
+    """Keep the clone's state as an experiment of `root`, in place of one that has this name and stands on its commit.
 
     All stages are recorded already; DVC wants one by name so that it does not ask for those that never ran.
     """
-    name = slug(overrides)
     with contextlib.chdir(place), quiet(), Repo(str(place)) as repo:
         repo.experiments.save(targets=[stage], name=name, force=True)
     listed = git(place, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
     made = next(ref for ref in listed if ref.endswith(f"/{name}"))
     git(root, "fetch", "--quiet", git(place, "rev-parse", "--show-toplevel"), f"+{made}:{made}")
-    return name
 
 
 def slug(overrides: Sequence[str]) -> str:
