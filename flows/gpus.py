@@ -23,6 +23,6 @@ def devices() -> list[str]:
 
 
 def dealt(jobs: int) -> list[str | None]:
-    """A GPU for each of the jobs that run side by side, the same for several where there are fewer; None without any."""
+    """A GPU for each of the jobs that run side by side, in turn where there are fewer of them; None without any."""
     there = devices()
     return [there[job % len(there)] if there else None for job in range(jobs)]

@@ -157,4 +157,4 @@ def limit(text: str) -> float:
     with contextlib.suppress(ValueError):
         if float(text) > 0:
             return float(text)
-    raise argparse.ArgumentTypeError(f"expected a number of hours above 0, got {text!r}")
+    raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
