@@ -92,7 +92,10 @@ def url(project: Path) -> Iterator[str]:
             assert time.monotonic() < until, (project.parent / "server.log").read_text()
             time.sleep(0.2)
         # a worker makes the pool; `prefect work-pool create` would call somebody outside
-        for command in (["worker", "start", "--pool", "graftline", "--type", "process", "--run-once"], ["deploy", "--all"]):
+        for command in (
+            ["worker", "start", "--pool", "graftline", "--type", "process", "--run-once"],
+            ["deploy", "--all"],
+        ):
             done = subprocess.run([*PREFECT, *command], cwd=project, env=inherited(), capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
         yield address
