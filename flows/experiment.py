@@ -65,6 +65,7 @@ def copy_commit(top: Path, clone: Path) -> None:
     who = {key: git(top, "config", key, fallible=True) or "graftline" for key in ("user.name", "user.email")}
     identity = [part for key, value in who.items() for part in ("-c", f"{key}={value}")]
     commit = git(top, "rev-parse", "HEAD")
+    git(top, "update-index", "-q", "--refresh", fallible=True)  # or git takes copied files for edited, and then fails
     shown = git(top, *identity, "stash", "create") or commit  # a commit of the edits that touches nothing
     git(top, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(clone))
     git(clone, "checkout", "--quiet", "--detach", commit)

@@ -247,7 +247,7 @@ def point(
     return Completed(message="Done.")
 
 
-@flow(name="sweep", persist_result=False, on_failure=[on_failure], on_crashed=[on_failure])
+@flow(name="sweep", log_prints=True, persist_result=False, on_failure=[on_failure], on_crashed=[on_failure])
 def sweep(
     grid: dict[str, list[Any]] | None = None,
     points: list[dict[str, Any]] | None = None,

@@ -138,7 +138,7 @@ def frontier(table: Table) -> Plot | None:
 
 
 def together(table: Table, goal: Goal, first: str, second: str) -> Plot | None:
-    """The goal over one factor, a line for each value of another; None unless all pairs of values have as many points."""
+    """The goal over one factor, a line for each value of another; None unless all pairs of values have equally many."""
     cells: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in done(table, goal["name"]):
         if first in row["values"] and second in row["values"]:
