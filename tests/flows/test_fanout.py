@@ -16,6 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.git import git
 from flows.processes import inherited, supervised
@@ -102,10 +105,10 @@ def url(project: Path) -> Iterator[str]:
 
 
 @contextmanager
-def worker(project: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
+def worker(project: Path, name: str, queue: str = "points") -> Iterator[subprocess.Popen[bytes]]:
     """A worker for one point at a time, whose clones and cache nobody else sees."""
     own = {"GRAFTLINE_CLONES": str(project.parent / name), "MACHINE": name}
-    words = ["worker", "start", "--pool", "graftline", "--work-queue", "points", "--limit", "1", "--name", name]
+    words = ["worker", "start", "--pool", "graftline", "--work-queue", queue, "--limit", "1", "--name", name]
     with (project.parent / f"{name}.log").open("wb") as log:
         process = supervised([*PREFECT, *words], log, project, inherited() | own)
         try:
@@ -183,3 +186,25 @@ def test_a_clone_is_nobody_elses_while_it_is_used_and_free_after(project, tmp_pa
         (one / "params.yaml").write_text("spoilt: true\n")
     with workplace(str(project.parent / "git"), commit) as again:
         assert again == one and (again / "params.yaml").read_text() == "low: 0\nhigh: 0\n"
+
+
+def test_a_sweep_ordered_on_the_server_runs_on_a_worker_and_leaves_its_table_there(project, url):
+    with ExitStack() as stack:
+        stack.enter_context(worker(project, "alone"))
+        stack.enter_context(worker(project, "orders", queue="default"))
+        parameters = {"grid": {"high": [5, 6]}, "targets": ["other"], "root": str(project)}
+        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+            deployment = client.read_deployment_by_name("sweep/sweep")
+            run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
+            wait(lambda: (state := client.read_flow_run(run).state) and state.is_final())
+            state = client.read_flow_run(run).state
+            (table,) = client.read_artifacts(
+                artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["graftline-sweep"]))
+            )
+    assert (
+        state
+        and state.is_completed()
+        and state.message
+        and state.message.startswith("2 of 2 points done; the page is ")
+    )
+    assert "| high=5 | done |" in str(table.data)
