@@ -17,12 +17,15 @@ import psutil
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows import gpus
+from flows.dag import LOADING
+from flows.fanout import point
 from flows.git import git
 from flows.processes import inherited, supervised
-from flows.server import answers
+from flows.server import answers, settle
 from flows.sweep import main
 from flows.workplace import workplace
 
@@ -168,6 +171,33 @@ def test_a_killed_workers_point_is_taken_by_another_and_all_come_back(project, u
     known[1] = str(elsewhere)
     assert main(known) == 0
     assert "2 points, 2 known, 0 to run" in capfd.readouterr().out
+
+
+def test_a_points_stages_count_against_the_gpus_limit_and_a_repository_without_remotes_will_do(
+    project, url, tmp_path, monkeypatch
+):
+    root = tmp_path / "repository"
+    (root / LOADING).parent.mkdir(parents=True)
+    (root / LOADING).touch()
+    (root / "params.yaml").write_text("a: 1\n")
+    stage = {"cmd": "echo ${a} > out", "deps": [LOADING], "params": ["a"], "outs": ["out"]}
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"model": stage}}))
+    git(root, "init", "--quiet")
+    dvc(root, "init", "--quiet")
+    for command in ("config user.name t", "config user.email t", "add --all", "commit --quiet --message c"):
+        git(root, *command.split())
+    monkeypatch.setattr(gpus, "present", lambda: True)
+    monkeypatch.setenv("GRAFTLINE_CLONES", str(tmp_path / "clones"))
+    asked = {"overrides": ["a=2"], "name": "two", "commit": git(root, "rev-parse", "HEAD"), "address": str(root)}
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        state = point(**asked, return_state=True)
+        assert state.is_completed(), state
+        run = state.state_details.flow_run_id
+        settle(run)
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
+        assert {task.name: set(task.tags) for task in tasks} == {"model": {gpus.tag()}}
+        assert point(**asked, return_state=True).message == "It was known."
+    assert dvc(root, "exp", "list", "--name-only").split() == ["two"]
 
 
 def test_a_commit_that_is_not_pushed_is_refused_before_anything_is_ordered(project, url, tmp_path, capfd):
