@@ -45,6 +45,9 @@ def measure(graft: PreTrainedModel, ids: torch.Tensor, start: int) -> dict[str, 
     models |= {f"donor {number}": each.donor for number, each in enumerate(graft.donors)}
     if any(each.spelled for each in graft.donors):
         raise SystemExit("Expected donors with the target's tokenizer, whose tokens are the same; name such a graft.")
+    first = decoder(graft.target, ids, start)
+    for column in range(start, ids.shape[1]):
+        first(column)  # on a GPU attention is prepared once for each length, by whoever comes first
     steps = {name: decoder(model, ids, start) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for column in range(start, ids.shape[1]):

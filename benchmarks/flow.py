@@ -10,6 +10,7 @@ took by hand. The claims: the flow's wall time is at most 1.10 × the larger of 
 2 s. Needs nothing but the tests' toy models.
 """
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def commands(root: Path, dag: Dag) -> dict[str, str]:
     """Every stage's command, as DVC resolves it."""
     from dvc.repo import Repo
 
-    with Repo(str(root)) as repo:
+    with contextlib.chdir(root), Repo(str(root)) as repo:  # DVC gives addresses relative to the working directory
         return {stage.addressing: str(stage.cmd) for stage in repo.index.stages if stage.addressing in dag.upstreams}
 
 
@@ -124,7 +125,7 @@ def main(targets: str = "uncertainty_inject@blade", workers: int = 2) -> None:
     print(f"flow / larger of the two {told['flow'] / bound:.3f} (claim: at most 1.10)")
     print(
         f"{len(cached)} stages from DVC's cache: {told['cached'] / max(1, len(cached)):.2f} s each in the flow's wall "
-        f"time, the slowest {max(cached, default=0):.2f} s by itself (claim: at most 2); nothing to do "
+        f"time (claim: at most 2), the slowest {max(cached, default=0):.2f} s by itself; nothing to do "
         f"{told['unchanged']:.1f} s"
     )
 

@@ -40,7 +40,7 @@ from prefect.states import Cancelled, Completed, Failed  # noqa: E402
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
 from prefect.tasks import Task  # noqa: E402
 
-from flows.record import Record  # noqa: E402
+from flows.record import Record, counted  # noqa: E402
 
 RETRIES = [2, 4, 8, 16]
 """Seconds before each further try, more or less: long enough for a lock and a hiccup, short enough to be cancelled."""
@@ -115,7 +115,8 @@ def recorded(request: Request) -> dict[str, StageResult] | State:
     record.finish(request, finished)
     if finished.results:
         print(f"\n{finished.results}\n", flush=True)
-    return dict(finished.ended)
+    told = counted(each.outcome for each in finished.ended.values())
+    return Completed(message=f"Stages: {told}", data=dict(finished.ended))
 
 
 def run(request: Request, record: Record, dag: Dag, origin: Origin) -> dict[str, StageResult]:

@@ -1,7 +1,8 @@
 """What a run leaves on the Prefect server beside states and logs: artifacts. A lost server ends the record alone."""
 
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
@@ -24,7 +25,7 @@ from flows.results import PAGE
 from flows.server import answers
 
 REASONS = {
-    "ran": "its command ran",
+    "ran": "its inputs were new to DVC, or it was forced",
     "cached": "DVC had the outputs of these inputs",
     "unchanged": "nothing was to do",
     "failed": "its last lines are in the artifact graftline-failure",
@@ -92,10 +93,7 @@ class Record:
             {"stage": name, "outcome": each.outcome, "seconds": round(each.seconds, 1), "why": REASONS[each.outcome]}
             for name, each in sorted(self._done.items(), key=lambda item: item[1].outcome != "ran")
         ]
-        counts = {row["outcome"]: 0 for row in [*more, *rows]}
-        for row in [*more, *rows]:
-            counts[row["outcome"]] += 1
-        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        told = counted(row["outcome"] for row in [*more, *rows])
         self._keep(create_table_artifact, [*more, *rows], key="graftline-stages", description=f"Stages: {told}")
 
     def _keep(self, make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -115,6 +113,11 @@ class Record:
         self._logger.warning("The Prefect server is lost (%s): the work goes on without a record.", reason)
 
 
+def counted(outcomes: Iterable[str]) -> str:
+    """`3 ran, 5 unchanged`, in order of first appearance."""
+    return ", ".join(f"{count} {outcome}" for outcome, count in Counter(outcomes).items())
+
+
 def described(request: Request, origin: Origin) -> str:
     """The run's request and origin in Markdown."""
     where = f"`{origin.commit}`" if origin.commit else "none"
@@ -127,8 +130,8 @@ def described(request: Request, origin: Origin) -> str:
         "Options": ", ".join(options) or "none",
         "DVC experiment": f"`{request.experiment}`" if request.experiment else "none, the workspace itself",
     }
-    text = "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    text = "| asked for | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     if not origin.params:
-        return f"{text}\n\nNo param differs from the commit's."
+        return f"{text}\n\n{'No param differs from the commit.' if origin.commit else ''}"
     text += "\n\n| param | in the commit | in this run |\n|---|---|---|\n"
     return text + "\n".join(f"| `{key}` | {old} | {new} |" for key, (old, new) in origin.params.items())

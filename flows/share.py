@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
 
 import requests
@@ -137,7 +137,7 @@ def reach(repo: Repo, wanted: Settings) -> None:
             check_answer(url, wanted.here)
             return
         kind, config, path = get_cloud_fs(repo.config, **wanted.everyone, **wanted.here)
-        remote = kind(**config | ({"timeout": SECONDS} if url.startswith("ssh:") else {}))
+        remote: Any = cast(Any, kind)(**config | ({"timeout": SECONDS} if url.startswith("ssh:") else {}))
         if url.startswith("s3:"):
             remote.fs.ls(urlsplit(url).netloc)
         else:
@@ -176,6 +176,7 @@ def group_directory(path: Path) -> None:
 
 def write(repo: Repo, wanted: Settings) -> None:
     """Put the settings where they belong; what someone set by hand beside them stays."""
+    config: Any
     with repo.config.edit("repo") as config:
         config.setdefault("core", {})["remote"] = NAME
         remotes = config.setdefault("remote", {})
@@ -195,6 +196,7 @@ def write_here(repo: Repo, changes: Mapping[str, Mapping[str, Any]]) -> None:
         raise ShareError(f"Expected git to ignore {path}, but it does not; add /{path.name} to .dvc/.gitignore.")
     path.touch(mode=0o600)
     path.chmod(0o600)
+    config: Any
     with repo.config.edit("local") as config:
         for section, values in changes.items():
             for name, value in values.items():

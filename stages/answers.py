@@ -40,8 +40,8 @@ def answers(
         told = model.generate(  # type: ignore[operator]
             padded, attention_mask=mask, generation_config=settings, stopping_criteria=[line]
         )
-        for row, i in enumerate(group):
-            found[i] = _first_line(tokenizer.decode(told[row, width:], skip_special_tokens=True))
+        for i, said in zip(group, tokenizer.batch_decode(told[:, width:], skip_special_tokens=True), strict=True):
+            found[i] = _first_line(said)
     return [found[i] for i in range(len(rows))]
 
 
@@ -68,9 +68,9 @@ class _Line(StoppingCriteria):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int):
         self.tokenizer, self.start = tokenizer, start
 
-    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:  # type: ignore[override]
         """[batch], whether each row has ended."""
-        told = [self.tokenizer.decode(row, skip_special_tokens=True) for row in input_ids[:, self.start :]]
+        told = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
         return torch.tensor(["\n" in each.lstrip() for each in told], device=input_ids.device)
 
 

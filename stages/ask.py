@@ -52,11 +52,11 @@ def plain(told: Told) -> Iterator[str]:
     """Lines of plain text: an answer each, then a token each, with a column for every part that has a gate."""
     yield visible(told.prompt)
     width = max(map(len, told.answers))
-    yield from (f"  {name.ljust(width)}  {visible(answer)}" for name, answer in told.answers.items())
+    yield from (f"  {name.ljust(width)}  {_words(answer)}" for name, answer in told.answers.items())
     yield said(told.gates)
     if told.gates.parts:
         for token, row in zip(told.gates.tokens, told.gates.open.tolist(), strict=True):
-            yield f"  {'  '.join(f'{amount:.2f}' for amount in row)}  {visible(token)}".rstrip()
+            yield f"  {'  '.join(f'{amount:.2f}' for amount in row)}  {_piece(token)}"
 
 
 def said(gates: Amounts) -> str:
@@ -69,7 +69,7 @@ def said(gates: Amounts) -> str:
 def shaded(told: Told) -> Iterator[Text | Table | Columns]:
     """The same for a terminal: answers side by side, and tokens shaded by how far a gate is open, above the figure."""
     table = Table(*told.answers, title=Text(visible(told.prompt)), title_justify="left")
-    table.add_row(*(Text(visible(answer)) for answer in told.answers.values()))
+    table.add_row(*(Text(_words(answer)) for answer in told.answers.values()))
     yield table
     yield Text(said(told.gates))
     for part, name in enumerate(told.gates.parts):
@@ -79,12 +79,20 @@ def shaded(told: Told) -> Iterator[Text | Table | Columns]:
         yield Columns([_cell(token, amount) for token, amount in pairs], padding=(0, 1))
 
 
+def _words(answer: str) -> str:
+    return visible(answer) or "(no words)"
+
+
+def _piece(token: str) -> str:
+    """A token that can be seen: spaces alone as their picture, and · where it spells nothing by itself."""
+    return visible(token) if token.strip(" ") else "␠" * len(token) or "·"
+
+
 def _cell(token: str, amount: float) -> Text:
     """A token on a ground as strong as the gate is open, above the amount."""
     share = min(max(amount, 0.0), 1.0) if amount == amount else 0.0
     red, green, blue = (round(255 + share * (ink - 255)) for ink in _SHADE)
-    style = f"{'white' if share > 0.5 else 'black'} on rgb({red},{green},{blue})"
-    return Text.assemble((visible(token) or "·", style), "\n", (f"{amount:.2f}", "dim"))
+    return Text.assemble((_piece(token), f"black on rgb({red},{green},{blue})"), "\n", (f"{amount:.2f}", "dim"))
 
 
 def prompts(given: Sequence[str]) -> Iterator[str]:

@@ -116,7 +116,8 @@ def evaluate(
         )
         if done is None:
             raise RuntimeError("lm-eval gave no result on the first process.")
-        made += [row for each in call for row in rows(each, done["samples"], judged.scored)]
+        samples: Any = done.get("samples")
+        made += [row for each in call for row in rows(each, samples, judged.scored)]
     return table(made), judged.states
 
 
@@ -130,7 +131,7 @@ def _asked(prompts: Path, tasks: Path, settings: Evaluate) -> tuple[list[Asked],
     most: dict[str, int | None] = {task: settings.most(task) for task in settings.tasks}
     if settings.calibration and "capability" in settings.tasks:
         most[CALIBRATION] = settings.calibration
-    loaded = manager.load(list(most))["tasks"]
+    loaded: dict[str, Any] = manager.load(list(most))["tasks"]
     roles: dict[str, Role] = {"retention": "retention", "text": "text"}
     asked = [
         Asked("capability", "capability", {name: task}, "calibration")
@@ -154,7 +155,7 @@ def main(model: Path, prompts: Path, tasks: Path, out: Path, target: Path | None
         )
     beside = Target(target, judged) if target and judged else None
     frame, states = evaluate(model, prompts, tasks, read_settings(params, section, Evaluate), beside)
-    tested = frame[frame.split == "test"]
+    tested: pd.DataFrame = frame.loc[frame["split"] == "test"]
     means = tested.groupby("task")["right"].mean().dropna().astype(float).round(6).to_dict()
     with new_directory(out) as directory:
         write(frame, directory / "items.parquet")

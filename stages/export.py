@@ -1,6 +1,7 @@
 """`python -m stages.export VARIANT --out DIR`: a graft with its card, and what it takes to make and check it again."""
 
 import platform
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -87,11 +88,19 @@ def figures_of(variant: str, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lineage(stages: Mapping[str, Any], variant: str) -> dict[str, Any]:
-    """Of dvc.lock's stages those that made `variant` or judged it, and all upstream of them; and those that put it
-    beside the others, without their other upstreams."""
+    """Of dvc.lock's stages those that made `variant`, or judged it for the report or its card, and all upstream of
+    them; report and cards themselves come without their other upstreams."""
+    told = [name for name in ("report", "cards") if name in stages]
+    own = [name for name in upstream(stages, told) if name.partition("@")[2] == variant]
+    kept = {*upstream(stages, own), *told}
+    return {name: stage for name, stage in stages.items() if name in kept}
+
+
+def upstream(stages: Mapping[str, Any], names: Iterable[str]) -> set[str]:
+    """These stages and all that they wait for: whose outputs are a dep, hold one or lie in one."""
     outs = {out["path"]: name for name, stage in stages.items() for out in stage.get("outs") or []}
     found: set[str] = set()
-    waiting = [name for name in stages if name.partition("@")[2] == variant]
+    waiting = list(names)
     while waiting:
         name = waiting.pop()
         if name not in found:
@@ -99,7 +108,7 @@ def lineage(stages: Mapping[str, Any], variant: str) -> dict[str, Any]:
             deps = [PurePosixPath(dep["path"]) for dep in stages[name].get("deps") or []]
             waiting += [outs[str(up)] for dep in deps for up in (dep, *dep.parents) if str(up) in outs]
             waiting += [maker for out, maker in outs.items() for dep in deps if dep in PurePosixPath(out).parents]
-    return {name: stages[name] for name in stages if name in found or name in ("report", "cards")}
+    return found
 
 
 def versions(root: Path) -> dict[str, Any]:
@@ -127,20 +136,16 @@ def _git(root: Path, *words: str) -> str | None:
 def command(variant: str, stages: Iterable[str], graftline: Mapping[str, Any]) -> str:
     """The shell commands, to be typed in a clone of Graftline's repository, that make the export again."""
     wanted = sorted(name for name in stages if name.partition("@")[2] == variant)
-    at = graftline["commit"] or "the commit that this was made at"
+    at = f"git checkout {graftline['commit']}" if graftline["commit"] else "# At which commit, is not known."
     changed = "# Some files differed from that commit when this was made.\n" if graftline["changed"] else ""
     return (
         "# In a clone of Graftline's repository; EXPORT is the directory that holds reproduce/.\n"
-        f"{changed}git checkout {at}\n"
+        f"{changed}{at}\n"
         'cp "$EXPORT/reproduce/params.yaml" params.yaml\n'
-        f"dvc repro {' '.join(_quoted(name) for name in [*wanted, 'cards'])}\n"
-        f"python -m stages.export {_quoted(variant)} --out anew\n"
+        f"dvc repro {' '.join(shlex.quote(name) for name in [*wanted, 'cards'])}\n"
+        f"python -m stages.export {shlex.quote(variant)} --out anew\n"
         'python -m stages.verify "$EXPORT" --against anew\n'
     )
-
-
-def _quoted(word: str) -> str:
-    return "'" + word.replace("'", "'\\''") + "'"
 
 
 def main(

@@ -13,11 +13,11 @@ from stages.errors import BadInput
 from stages.maths import statistics
 from stages.maths.statistics import Bootstrap, Estimate
 from stages.pages.gallery import WAYS, render
+from stages.pages.markdown import markdown
 from stages.pages.measures import CORE
 from stages.pages.roles import Roles, read_roles
 from stages.pages.summary import summarize
 from stages.pages.verdict import Rules
-from stages.pages.words import markdown
 from stages.report import Report
 from stages.settings import read
 from stages.storage import new_directory, read_json, write_json

@@ -3,6 +3,7 @@
 import datetime
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -56,7 +57,8 @@ class Judged(LM):
         free: Collection[str],
     ):
         super().__init__()
-        self.model, self.tokenizer, self.reference, self.budget = model, tokenizer, reference, budget
+        self.model, self.reference, self.budget = model, reference, budget
+        self.tokenizer: Any = tokenizer
         self.ours, self.free = ours, free
         self.states: list[torch.Tensor] = []
         self.scored: dict[Key, Scored] = {}
@@ -137,7 +139,7 @@ class Judged(LM):
         return [each.loglikelihood for each in told]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        wanted = [normalize_gen_kwargs(r.args[1]) for r in requests]
+        wanted: list[dict[str, Any]] = [dict(normalize_gen_kwargs(r.args[1])) for r in requests]
         prompts, eos = [], self._eos()
         for request, given in zip(requests, wanted, strict=True):
             if not 0 < given["max_gen_toks"] < self._longest():
@@ -168,7 +170,7 @@ class Judged(LM):
 
     def _encoded(self, request: Instance) -> Encoded:
         """A context and its continuation, with the blanks between them; too long ones without their beginning."""
-        context, continuation = request.args[:2]
+        context, continuation = (str(part) for part in request.args)
         special = request.task_name not in self.ours
         blanks = len(context) - len(context.rstrip())
         if blanks:
@@ -196,11 +198,11 @@ class Judged(LM):
     def _first(self) -> int:
         """The token before a text."""
         first = self.tokenizer.bos_token_id
-        return self.tokenizer.eos_token_id if first is None else first  # type: ignore[return-value]
+        return self.tokenizer.eos_token_id if first is None else first
 
     def _eos(self) -> set[int]:
         """Tokens that end what the model says."""
-        named = getattr(self.model.generation_config, "eos_token_id", None)
+        named: Any = getattr(self.model.generation_config, "eos_token_id", None)
         return {
             token for token in (self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named]))
             if token is not None
@@ -215,7 +217,8 @@ class _Ends:
     """Whether a token ends an answer: it spells the mark, or a new line, or nothing after it belongs to the text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, mark: str):
-        self.tokenizer, self.mark = tokenizer, mark
+        self.mark = mark
+        self.tokenizer: Any = tokenizer
         self.known: dict[int, bool] = {}
 
     def __call__(self, token: int) -> bool:

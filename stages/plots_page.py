@@ -7,6 +7,7 @@ import vl_convert
 from stages.command import run
 from stages.storage import new_file
 
+_VEGA_LITE = "5.21"  # DVC's templates are written for Vega-Lite 5
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -32,7 +33,7 @@ table { border-spacing: 1rem; }
 
 def page() -> str:
     """The page, with Vega, Vega-Lite and Vega-Embed as vl-convert bundles them."""
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_VEGA_LITE)
     return _PAGE.replace("SCRIPTS", bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--"))
 
 

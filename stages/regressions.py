@@ -25,7 +25,7 @@ def regressions(
     lost = both.loc[(both.right.fillna(False).astype(bool)) & ~both.right_variant.fillna(True).astype(bool)]
     found = []
     for row in lost.sort_values(["task", "id"]).to_dict("records"):
-        question = asked.get((row["task"], row["id"]), row)
+        question: Any = asked.get((row["task"], row["id"]), row)
         found.append(
             {key: row[key] for key in ("task", "id")}
             | {key: _text(question.get(key)) for key in ("prompt", "expected")}

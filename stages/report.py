@@ -6,12 +6,15 @@ import pydantic
 
 from stages.command import run
 from stages.maths.statistics import Bootstrap
+from stages.pages.compare import at_first, lines
 from stages.pages.evidence import Places, gather
-from stages.pages.page import render
+from stages.pages.markdown import images, markdown, measured
+from stages.pages.page import pictures, render
 from stages.pages.roles import read_roles
+from stages.pages.shell import picture
 from stages.pages.summary import summarize
 from stages.pages.verdict import Rules
-from stages.pages.words import finding, markdown
+from stages.pages.words import finding
 from stages.settings import Settings, read
 from stages.storage import new_directory, write_json
 
@@ -29,7 +32,8 @@ class Report(Settings):
 
 
 def report(settings: Report, rules: Rules, places: Places, params: Path, out: Path) -> str:
-    """Writes summary.json, summary.md and index.html into `out`, and gives the finding in a sentence.
+    """Writes summary.json, summary.md with its SVG charts, and index.html into `out`, and gives the finding in a
+    sentence.
 
     Who takes part is read from params.yaml's adopt, inject and transplant, so that what a renamed variant left behind
     is not shown. Evidence that is missing is called not measured. Raises BadInput when the target was not evaluated,
@@ -42,7 +46,15 @@ def report(settings: Report, rules: Rules, places: Places, params: Path, out: Pa
     told = settings.model_dump() | rules.model_dump()
     with new_directory(out) as directory:
         write_json(directory / "summary.json", summary)
-        (directory / "summary.md").write_text(markdown(summary, roles), encoding="utf-8")
+        charts = pictures(summary, roles)
+        written = (
+            markdown(summary, roles),
+            images(charts),
+            measured(lines(summary, roles, evidence), at_first(summary, roles)),
+        )
+        (directory / "summary.md").write_text("\n".join(filter(None, written)), encoding="utf-8")
+        for name, chart in charts.items():
+            (directory / name).write_text(picture(chart), encoding="utf-8")
         (directory / "index.html").write_text(render(summary, roles, evidence, told), encoding="utf-8")
     return finding(summary, roles)
 
@@ -50,10 +62,15 @@ def report(settings: Report, rules: Rules, places: Places, params: Path, out: Pa
 def main(
     evaluation: Path, uncertainty: Path, catalog: Path, trace: Path, bridges: Path, gates: Path, plan: Path,
     models: Path, out: Path, donors: Path = Path("data/donors"),
-    selection: Path = Path("data/selection"), params: Path = Path("params.yaml"),
+    selection: Path = Path("data/selection"), regressions: Path = Path("data/regressions"),
+    counterfactual: Path = Path("data/counterfactual"), showcase: Path = Path("data/showcase"),
+    cost: Path = Path("data/cost"), params: Path = Path("params.yaml"),
 ) -> None:  # fmt: skip
     """Judge every model that was evaluated, and write the report."""
-    places = Places(evaluation, uncertainty, catalog, trace, bridges, gates, plan, models, donors, selection)
+    places = Places(
+        evaluation, uncertainty, catalog, trace, bridges, gates, plan, models, donors, selection, regressions,
+        counterfactual, showcase, cost,
+    )  # fmt: skip
     print(report(read(params, "report", Report), read(params, "verdict", Rules), places, params, out))
 
 

@@ -118,7 +118,7 @@ def _loaded(name: str, benchmark: Benchmark, manager: TaskManager) -> Asked:
 
 
 def _check(name: str, benchmark: Benchmark, task: Task) -> None:
-    kind, metrics = task.OUTPUT_TYPE, list(task.aggregation())
+    kind, metrics = task.OUTPUT_TYPE, list(task.aggregation() or ())
     if getattr(task, "MULTIMODAL", False) or getattr(task, "UNSAFE_CODE", False):
         raise BadInput(
             f"Expected a task of text alone that runs no code of a model's making, got {name!r}; leave it out."
@@ -138,7 +138,7 @@ def _check(name: str, benchmark: Benchmark, task: Task) -> None:
             f"Expected a filter of task {name!r}, got {benchmark.filter!r}; {nearest(benchmark.filter, filters)}"
         )
     if kind == "generate_until":
-        given: Mapping[str, Any] = normalize_gen_kwargs(task.get_config("generation_kwargs") or {})
+        given: dict[str, Any] = dict(normalize_gen_kwargs(task.get_config("generation_kwargs") or {}))
         strange = sorted(set(given) - _GREEDY)
         if given["do_sample"] or strange:
             got = "samples" if given["do_sample"] else f"sets {', '.join(strange)}"

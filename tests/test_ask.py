@@ -19,6 +19,7 @@ from stages.program import program
 from stages.visible import visible
 from tests import grafts
 
+SEEN = {"": "·", " ": "␠"}
 PROMPT = "What is 12 + 30? Answer:"
 HOSTILE = (
     "[red]x[/red] [link=http://evil]y[/link] :boom: \x1b[31m\x1b]8;;http://evil\x07 \r\b\u202e\u2066 \x9b2J \udcff"
@@ -50,7 +51,7 @@ def test_plain_text_has_a_line_for_each_answer_and_each_token(models):
     assert lines[0] == PROMPT
     assert [line.split()[0] for line in lines[1:4]] == ["target", "donor", "graft"]
     assert lines[4] == "Gates, token by token (0 closed, 1 open): layers.2 injection"
-    expected = [f"  {amount:.2f}  {visible(token)}".rstrip()
+    expected = [f"  {amount:.2f}  {SEEN.get(token, visible(token))}"
                 for amount, token in zip(told.gates.open[:, 0].tolist(), told.gates.tokens, strict=True)]  # fmt: skip
     assert lines[5:] == expected
 

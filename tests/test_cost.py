@@ -1,5 +1,7 @@
 """What a graft costs: counts against sums by hand, memory against tensors of known size."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -45,7 +47,8 @@ def test_memory_is_what_lives():
 def test_a_graft_costs_what_its_donor_and_gate_cost(tmp_path):
     receiving, giving = grafts.target(tmp_path), grafts.target(tmp_path, seed=1)
     _, path = grafts.built(tmp_path, receiving, giving)
-    graft, target = load(path), load(receiving)
+    graft: Any = load(path)
+    target = load(receiving)
     found = cost(graft, target, token_ids(1, 10), 8)
     assert found["added_parameters"] == sum(p.numel() for p in graft.donors.parameters()) + sum(
         p.numel() for p in graft.parts.parameters()

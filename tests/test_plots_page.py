@@ -44,6 +44,7 @@ def test_a_browser_draws_it_without_a_request(filled):
         asked, said = [], []
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("console", lambda message: said.append(message.text) if "input spec" in message.text else None)
         page.goto(filled.as_uri())
         page.wait_for_selector("canvas, svg.marks", timeout=60_000)
         browser.close()

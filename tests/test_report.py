@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from browsing import browser, opened
+from further import further
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import MODELS, PARAMS, experiment
@@ -16,14 +18,19 @@ from stages import report as stage
 from stages import uncertainty
 from stages.pages.labels import place
 from stages.pages.roles import read_roles
+from stages.pages.texts import tame
 from stages.pages.words import figure, inert
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+__all__ = ["browser"]  # a fixture
 
 
 def arguments(root: Path) -> dict[str, Path]:
     names = ("evaluation", "uncertainty", "catalog", "trace", "bridges", "gates", "models", "donors", "selection")
-    return {name: root / name for name in names} | {"plan": root / "plan" / "plan.json", "params": root / "params.yaml"}
+    more = ("regressions", "counterfactual", "showcase", "cost")
+    return {name: root / name for name in names + more} | {
+        "plan": root / "plan" / "plan.json",
+        "params": root / "params.yaml",
+    }
 
 
 def write(root: Path, out: Path) -> Path:
@@ -37,6 +44,7 @@ def made(tmp_path_factory):
     for variant in PARAMS["inject"] | PARAMS["transplant"]:
         rows, out = root / "evaluation" / variant / "items.parquet", root / "uncertainty" / f"{variant}.json"
         uncertainty.main(rows, out, root / "params.yaml")
+    further(root, PARAMS["inject"] | PARAMS["transplant"])
     write(root, root / "report")
     return root
 
@@ -51,38 +59,11 @@ def page(made):
     return (made / "report" / "index.html").read_text()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        assert "CI" not in os.environ, "Expected chromium on PATH, found none; install it."
-        pytest.skip("no chromium here")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        running = play.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield running
-        running.close()
-
-
-def opened(browser, path: Path, width: int = 1280, scheme: str = "light"):
-    """The page once all charts are drawn, and everything that it complained of or asked for."""
-    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    troubles: list[str] = []
-    tab.on("console", lambda message: troubles.append(f"{message.type}: {message.text}"))
-    tab.on("pageerror", lambda error: troubles.append(str(error)))
-    tab.on("dialog", lambda dialog: (troubles.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    tab.on("request", lambda asked: troubles.append(asked.url) if asked.url != path.as_uri() else None)
-    tab.goto(path.as_uri())
-    tab.wait_for_selector("html[data-drawn]", timeout=60_000)
-    return tab, troubles
-
-
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_the_page_opens_from_disk_draws_every_chart_and_asks_for_nothing(browser, made, width, scheme):
     tab, troubles = opened(browser, made / "report" / "index.html", width, scheme)
     drawn = tab.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('svg path').length)")
-    assert len(drawn) == 29
+    assert len(drawn) == 43
     assert min(drawn) > 2
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert troubles == []
@@ -92,7 +73,7 @@ def test_the_page_opens_from_disk_draws_every_chart_and_asks_for_nothing(browser
 def test_the_charts_can_be_read_aloud(browser, made):
     tab, _ = opened(browser, made / "report" / "index.html")
     spoken = tab.evaluate("[...document.querySelectorAll('.chart')].map(chart => chart.ariaLabel)")
-    assert len(set(spoken)) == len(spoken) == 29
+    assert len(set(spoken)) == len(spoken) == 43
     assert all(spoken)
     tab.close()
 
@@ -107,7 +88,7 @@ def test_page_markdown_and_json_say_the_same(made, page, summary):
     told, table = text_of(page), (made / "report" / "summary.md").read_text()
     for name, entry in (summary["donors"] | summary["variants"]).items():
         row = next(line for line in table.splitlines() if line.startswith(f"| {inert(name)} |"))
-        for key in ("capability", "recovery", "retention", "perplexity_ratio", "kl_to_target"):
+        for key in ("capability", "gain", "recovery", "retention", "perplexity_ratio", "kl_to_target"):
             assert figure(entry, key) in row
             if entry[key]:
                 assert figure(entry, key) in told
@@ -136,7 +117,7 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process(made, tmp_path):
     environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.startswith("bridged_blade raises")
-    for name in ("index.html", "summary.json", "summary.md"):
+    for name in ("index.html", "summary.json", "summary.md", "capability.svg", "frontier.svg"):
         first = (made / "report" / name).read_bytes()
         assert first == (tmp_path / "again" / name).read_bytes()
         assert str(made).encode() not in first
@@ -148,7 +129,8 @@ def test_evidence_that_is_missing_is_called_not_measured(browser, made, tmp_path
     shutil.rmtree(tmp_path / "evaluation" / "blade")
     path = write(tmp_path, tmp_path / "report") / "index.html"
     told = text_of(path.read_text())
-    for what in ("Layers", "The plan’s path", "Calibration"):
+    absent = ("Layers", "The plan’s path", "Calibration", "Parameters, time and memory", "Where the gate opens")
+    for what in (*absent, "What got worse", "Effects on minimal pairs"):
         assert f"{what}: not measured." in told
     assert "○ not measured" in told
     tab, troubles = opened(browser, path)
@@ -156,6 +138,7 @@ def test_evidence_that_is_missing_is_called_not_measured(browser, made, tmp_path
     tab.close()
 
 
+TURNED = "\u202eabc \u05d0\u05d1\u05d2 🙂 [link](javascript:alert(3)) " + "x" * 5000
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
@@ -174,8 +157,14 @@ def test_hostile_names_and_values_are_inert(browser, tmp_path):
     (root / "plan" / "plan.json").write_text(json.dumps(plan))
     source = root / "models" / "target" / "source.json"
     source.write_text(json.dumps({"source": HOSTILE, "revision": None, "files": {HOSTILE: HOSTILE}}))
+    further(root, inject, say=HOSTILE + TURNED, prompt=HOSTILE + TURNED)
     out = write(root, root / "report")
     tab, troubles = opened(browser, out / "index.html", width=390)
+    for name in inject:
+        tab.select_option("#show-acts", tame(name))
+    for details in tab.query_selector_all("details"):
+        details.evaluate("each => { each.open = true }")
+    assert "\u202e" not in tab.evaluate("document.body.innerText")
     assert troubles == []
     assert tab.evaluate("document.querySelectorAll('img, main script').length") == 0
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -183,9 +172,10 @@ def test_hostile_names_and_values_are_inert(browser, tmp_path):
     table = (out / "summary.md").read_text()
     assert "<" not in table
     assert "[link](" not in table
-    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert "\u202e" not in table
+    rows = [line for line in table.split("\n\n")[1].splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 1 + len(PARAMS["adopt"]) + len(inject) + len(PARAMS["transplant"])
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {9}
 
 
 def test_settings_have_defaults_and_misspelt_ones_are_refused(made, tmp_path):

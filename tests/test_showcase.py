@@ -1,6 +1,7 @@
 """What is shown of a graft: answers by generate, right ones by their kind, gates beside every token."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -54,13 +55,14 @@ def shown(models, prompts):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
 def test_answers_in_a_batch_are_those_of_generate_alone(tmp_path, family):
     path = grafts.target(tmp_path, family)
-    model, tokenizer = load(path), load_tokenizer(path)
+    model: Any = load(path)
+    tokenizer = load_tokenizer(path)
     asked = ["What is 12 + 30? Answer:", "A café", "The sum of 12 and 30 is 42, and the"]
     found = answers(model, tokenizer, asked, 6)
     for prompt, answer in zip(asked, found, strict=True):
         text = tokenizer(prompt, return_tensors="pt")
         told = model.generate(**text, max_new_tokens=6, do_sample=False, pad_token_id=0)
-        whole = tokenizer.decode(told[0, text.input_ids.shape[1] :], skip_special_tokens=True)
+        whole: Any = tokenizer.decode(told[0, text.input_ids.shape[1] :], skip_special_tokens=True)
         lead = len(whole) - len(whole.lstrip())
         assert answer == whole[:lead] + whole[lead:].split("\n")[0]
 

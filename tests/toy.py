@@ -147,6 +147,7 @@ PARAMS: dict[str, Any] = {
     "domains": {
         "budget": 4096, "items": 10, "retention_items": 6, "tasks": ["capability", "letters", "retention", "text"],
     },
+    "shown": {"blade": {"donor": "sibling"}, "transplant": {"donor": "sibling"}},
     "counterfactual": {
         "pairs": {"moving": 4, "still": 2}, "reading": {"budget": 4096}, "effects": {"resamples": 100},
     },

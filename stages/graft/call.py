@@ -23,11 +23,11 @@ class Call:
         blocks: str,
         donors: nn.ModuleList,
         input_ids: torch.Tensor,
-        mask: torch.Tensor,
+        mask: torch.Tensor | None,
         memories: dict[str, Heard] | None,
     ):
         self.target, self.blocks, self.donors = target, blocks, donors
-        self.input_ids, self.mask = input_ids, mask  # [batch, new tokens], [batch, tokens so far and new]
+        self.input_ids, self.mask = input_ids, mask  # [batch, new tokens], [batch, tokens so far and new] or all real
         self._memories = memories
         self._read: dict[int, tuple[tuple[torch.Tensor, ...], torch.Tensor | None]] = {}
         self._limits: dict[int, torch.Tensor] = {}
@@ -105,7 +105,8 @@ class Call:
             return (like.new_zeros(*ids.shape, donor.donor.config.hidden_size),) * len(donor.taken), limit
         self._ran.add(number)
         if heard is None and rows is not None:  # with a cache all rows are read, since its rows go on together
-            states, known = donor.states(ids[rows], self.mask[rows], None)
+            mask = None if self.mask is None else self.mask[rows]
+            states, known = donor.states(ids[rows], mask, None)
             states = tuple(_among(each, rows) for each in states)
             known = None if known is None else _among(known, rows)
         else:

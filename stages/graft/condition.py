@@ -29,7 +29,10 @@ class Condition(nn.Module):
         call.after(call.block(self.layer), lambda h: self._decide(call, h))
 
     def _decide(self, call: Call, h: torch.Tensor) -> torch.Tensor:
-        opened = ((self(h) > 0) & call.mask[:, -h.shape[1] :].bool()).cumsum(1) > 0
+        opened = self(h) > 0
+        if call.mask is not None:
+            opened = opened & call.mask[:, -h.shape[1] :].bool()
+        opened = opened.cumsum(1) > 0
         heard = call.memory(f"condition of donor {self.donor}")
         if heard is not None:
             if heard.opened is not None:

@@ -110,6 +110,8 @@ class DebateForCausalLM(HostForCausalLM):
     def get_output_embeddings(self):
         return self.head
 
+    cache_class = DebateCache
+
     def new_cache(self) -> DebateCache:
         return DebateCache(self.config.target_config(), len(self.config.views))
 

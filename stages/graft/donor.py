@@ -26,17 +26,17 @@ class Donor(nn.Module):
             self.register_buffer("spelling_start", torch.zeros(vocabulary + 1, dtype=torch.int32))
 
     def states(
-        self, input_ids: torch.Tensor, mask: torch.Tensor, heard: Heard | None
+        self, input_ids: torch.Tensor, mask: torch.Tensor | None, heard: Heard | None
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
         """States [batch, tokens, donor width] of each block that is taken, for new target tokens.
 
-        Second, where the donor has read something. `mask` [batch, tokens so far and new] is 1 at real target tokens;
-        `heard` is what earlier calls left.
+        Second, where the donor has read something. `mask` [batch, tokens so far and new] is 1 at real target tokens,
+        None where all are: attention without a mask is faster. `heard` is what earlier calls left.
         """
         if not self.spelled:
-            position = (mask.cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-            return self._split(self._run(input_ids, mask, position, heard)), None
-        new = mask[:, -input_ids.shape[1] :].bool()
+            return self._split(self._run(input_ids, mask, heard)), None
+        new = torch.ones_like(input_ids) if mask is None else mask[:, -input_ids.shape[1] :]
+        new = new.bool()
         start, end = self.spelling_start[input_ids].long(), self.spelling_start[input_ids + 1].long()
         length = (end - start) * new  # [batch, tokens]
         upto = length.cumsum(1)
@@ -51,8 +51,7 @@ class Donor(nn.Module):
             ids = self.spelling[(start.gather(1, token) + offset).clamp(max=len(self.spelling) - 1)].long() * real
             past = None if heard is None else heard.mask
             mask = real.long() if past is None else torch.cat([past, real.long()], dim=1)
-            position = (mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
-            read = self._run(ids, mask, position, heard)
+            read = self._run(ids, mask, heard)
             if heard is not None:
                 heard.mask = mask
         else:
@@ -70,7 +69,7 @@ class Donor(nn.Module):
     def _split(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return states.split(self.donor.config.hidden_size, dim=-1)
 
-    def _run(self, ids: torch.Tensor, mask: torch.Tensor, position: torch.Tensor, heard: Heard | None) -> torch.Tensor:
+    def _run(self, ids: torch.Tensor, mask: torch.Tensor | None, heard: Heard | None) -> torch.Tensor:
         """The residual stream leaving each block that is taken, before any final norm, side by side."""
         kept: dict[int, torch.Tensor] = {}
         inner = self.donor.get_submodule(self.blocks)
@@ -82,15 +81,25 @@ class Donor(nn.Module):
 
             handles.append(inner[place].register_forward_hook(keep))  # type: ignore[index]
         try:
-            given = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
+            given = {"input_ids": ids, "attention_mask": mask, "position_ids": places(mask, ids.shape[1])}
             cache = {"use_cache": False} if heard is None else {"use_cache": True, "past_key_values": heard.cache}
-            self.donor(**{k: v for k, v in given.items() if k in accepted(self.donor)}, **cache)
+            self.donor(**taken_by(self.donor, given), **cache)
         finally:
             for handle in handles:
                 handle.remove()
         if len(kept) != len(handles):
             raise RuntimeError(f"Of the donor's blocks {self.taken} only {sorted(kept)} ran, expected all of them.")
         return torch.cat([kept[place] for place in self.taken], dim=-1)
+
+
+def places(mask: torch.Tensor | None, new: int) -> torch.Tensor | None:
+    """Positions of the new tokens [batch, new], as `mask` [batch, tokens so far and new] counts them."""
+    return None if mask is None else (mask.cumsum(1) - 1).clamp(min=0)[:, -new:]
+
+
+def taken_by(module: nn.Module, given: dict) -> dict:
+    """Those of the arguments that are given and that a module's forward takes."""
+    return {name: value for name, value in given.items() if value is not None and name in accepted(module)}
 
 
 def accepted(module: nn.Module) -> tuple[str, ...]:

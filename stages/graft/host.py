@@ -52,18 +52,20 @@ class HostForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module):
         """Every weight comes from the file."""
 
+    cache_class: type[DynamicCache]
+    """This model's own kind of cache."""
+
     def new_cache(self) -> DynamicCache:
-        """An empty cache of this model's own kind."""
+        """An empty one."""
         raise NotImplementedError
 
     def own_cache(self, given: Cache | None):
         """`given` where this model returned it, else a new one. Raises ValueError for a cache that holds tokens."""
-        fresh = self.new_cache()
-        if isinstance(given, type(fresh)):
+        if isinstance(given, self.cache_class):
             return given
         if given is not None and (given.get_seq_length() or type(given) is not DynamicCache):
             raise ValueError(
                 f"Expected the cache that this {self.called} returned, or an empty DynamicCache, got "
                 f"{type(given).__name__} with {given.get_seq_length()} tokens; start without one."
             )
-        return fresh
+        return self.new_cache()

@@ -79,6 +79,7 @@ class GraftForCausalLM(HostForCausalLM):
     """The target with its parts; it takes and gives what the target does."""
 
     config_class = GraftConfig
+    cache_class = GraftCache
     called = "graft"
 
     def __init__(self, config: GraftConfig):
@@ -109,19 +110,16 @@ class GraftForCausalLM(HostForCausalLM):
             raise ValueError("A graft may read text through a donor too: pass input_ids, not inputs_embeds.")
         use_cache = past_key_values is not None if use_cache is None else use_cache
         cache = self.own_cache(past_key_values) if use_cache else None
-        seen = 0 if cache is None else cache.get_seq_length()
-        mask = attention_mask
-        if mask is None:
-            mask = input_ids.new_ones(len(input_ids), seen + input_ids.shape[1])
-        if mask.dim() != 2:
+        if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(
-                f"Expected an attention mask [batch, tokens], got {mask.dim()} dimensions; pass the padding mask."
+                f"Expected an attention mask [batch, tokens], got {attention_mask.dim()} dimensions; pass the padding "
+                "mask."
             )
         if position_ids is None and attention_mask is not None:
-            position_ids = (mask.cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+            position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
         positions = {"position_ids": position_ids} if "position_ids" in accepted(self.target) else {}
         memories = None if cache is None else cache.memories
-        with Call(self.target, self.config.target_blocks, self.donors, input_ids, mask, memories) as call:
+        with Call(self.target, self.config.target_blocks, self.donors, input_ids, attention_mask, memories) as call:
             for part in self.parts:
                 part.attach(call)
             return self.target(

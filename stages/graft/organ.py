@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
-from .donor import accepted
+from .donor import places, taken_by
 from .heard import Heard
 
 
@@ -31,10 +31,11 @@ class Organ(nn.Module):
         """The part of the donor."""
         return self.donor.get_submodule(f"{self.blocks}.0").get_submodule(self.part)
 
-    def forward(self, states: torch.Tensor, mask: torch.Tensor, heard: Heard | None) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None, heard: Heard | None) -> torch.Tensor:
         """What is added [batch, new tokens, donor width], for `states` of that shape.
 
-        `mask` [batch, tokens so far and new] is 1 at real tokens; `heard` is what earlier calls left.
+        `mask` [batch, tokens so far and new] is 1 at real tokens, None where all are; `heard` is what earlier calls
+        left.
         """
         block, module = self.donor.get_submodule(f"{self.blocks}.0"), self.module()
         given: list[torch.Tensor] = []
@@ -63,11 +64,11 @@ class Organ(nn.Module):
             passed = {
                 "inputs_embeds": states.new_zeros(*states.shape[:2], width),
                 "attention_mask": mask,
-                "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -states.shape[1] :],
+                "position_ids": places(mask, states.shape[1]),
             }
             cache = {"use_cache": False} if heard is None else {"use_cache": True, "past_key_values": heard.cache}
             with contextlib.suppress(_Given):
-                self.donor(**{k: v for k, v in passed.items() if k in accepted(self.donor)}, **cache)
+                self.donor(**taken_by(self.donor, passed), **cache)
         finally:
             for handle in handles:
                 handle.remove()

@@ -7,42 +7,50 @@ from typing import Any
 import altair as alt
 
 from stages.pages.labels import place
-from stages.pages.plots import INKS, LINES, PALETTE, QUARTERS, ROLES, Plot, among, decades, numbers, plot
+from stages.pages.plots import (
+    CHOSEN,
+    INKS,
+    LINES,
+    PALETTE,
+    QUARTERS,
+    ROLES,
+    Plot,
+    among,
+    chosen,
+    decades,
+    dots,
+    numbers,
+    plot,
+)
 from stages.pages.roles import Roles, models
 
+_MANY = 24  # models, beyond which a chart shows or names only some
 _BEND, _TALL, _SHARES = 0.5, 360, (-0.06, 1.06)  # where the symlog scale bends, pixels, and the shares they span
 
 
-def phrasings(summary: Mapping[str, Any], roles: Roles) -> Plot | None:
-    """Capability by whether the phrasing occurs in training."""
+def phrasings(summary: Mapping[str, Any], roles: Roles, named: Sequence[str]) -> Plot | None:
+    """Capability by whether the phrasing occurs in training; of many models only target, donors and `named`."""
     kinds = {"capability_seen": "seen", "capability_unseen": "unseen"}
+    every = models(summary, roles)
     rows = [
         {"model": name, "phrasing": words} | entry[key]
-        for name, _, entry in models(summary, roles)
+        for name, role, entry in every
         for key, words in kinds.items()
-        if entry[key]
+        if entry[key] and (len(every) <= _MANY or role in ("target", "donor") or name in named)
     ]
     if not rows:
         return None
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        y=alt.Y("model:N", sort=None, title=None, scale=alt.Scale(paddingInner=0.35)),
-        yOffset=alt.YOffset("phrasing:N", sort=list(kinds.values())),
-        color=alt.Color("phrasing:N", title="phrasings", scale=among(list(kinds.values()), PALETTE[1:])),
-    )
     share = {"title": "right answers", "scale": alt.Scale(domain=[0, 1]), "axis": alt.Axis(format="%", values=QUARTERS)}
-    interval = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **share), x2="high:Q")
-    point = base.mark_point(filled=True, size=55, opacity=1).encode(
-        x=alt.X("value:Q", **share), tooltip=["model:N", "phrasing:N", *numbers("value", "low", "high"), "n:Q"]
-    )
+    chart = dots(rows, "model", "phrasing", share, among(list(kinds.values()), PALETTE[1:]))
     caption = (
         "Seen and unseen in training. A capability that opens for one template only is none: "
         "the points of a model should lie together."
     )
-    return plot("Capability by phrasing", caption, interval + point, 34 * len({row["model"] for row in rows}))
+    return plot("Capability by phrasing", caption, chart, alt.Step(14))
 
 
-def frontier(summary: Mapping[str, Any], roles: Roles) -> Plot | None:
-    """Capability against the perplexity that it costs."""
+def frontier(summary: Mapping[str, Any], roles: Roles, named: Sequence[str]) -> Plot | None:
+    """Capability against the perplexity that it costs; of many models only target, donors and `named` have names."""
     rows = []
     for name, role, entry in models(summary, roles):
         ratio = {"value": 1.0, "low": 1.0, "high": 1.0} if role == "target" else entry["perplexity_ratio"]
@@ -52,7 +60,9 @@ def frontier(summary: Mapping[str, Any], roles: Roles) -> Plot | None:
     if len(rows) < 2:
         return None
     reach = min(-0.3, *(r["cost_low"] for r in rows)), max(3.0, *(1.15 * r["cost_high"] for r in rows))
-    _label(rows, reach)
+    few = len(rows) <= _MANY
+    labelled = [row for row in rows if few or row["role"] in ("target", "donor") or row["model"] in named]
+    _label(labelled, reach)
     ticks = [t for t in (-30, -10, -3, -1, 0, 1, 3, 10, 30, 100, 300, 1000, 10000) if reach[0] <= t <= reach[1]]
     x = {
         "title": "perplexity above the target's, percent",
@@ -101,57 +111,6 @@ def _label(rows: list[dict[str, Any]], reach: tuple[float, float]) -> None:
         row |= {"left": label.left, "at": round(row["value"] - label.down / down, 4)}
 
 
-def reliability(measured: Mapping[str, Mapping[str, Any]], task: str) -> Plot | None:
-    """Accuracy against confidence by bin, one line a model."""
-    rows = [{"model": name} | b for name, tasks in measured.items() for b in tasks.get(task, {}).get("bins", ())]
-    if not rows:
-        return None
-    share = alt.Scale(domain=[0, 1])
-    diagonal = (
-        alt.Chart(alt.Data(values=[{"at": 0}, {"at": 1}]))
-        .mark_line(strokeDash=[4, 4], color=INKS[0], strokeWidth=1)
-        .encode(x=alt.X("at:Q", scale=share), y=alt.Y("at:Q", scale=share))
-    )
-    lines = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_line(point=alt.OverlayMarkDef(filled=True, size=28), strokeWidth=1.5)
-        .encode(
-            x=alt.X("confidence:Q", title="confidence", scale=share, axis=alt.Axis(format="%", values=QUARTERS)),
-            y=alt.Y("accuracy:Q", title="right answers", scale=share, axis=alt.Axis(format="%", values=QUARTERS)),
-            color=alt.Color("model:N", title=None, legend=LINES, scale=among(list(measured))),
-            tooltip=["model:N", *numbers("confidence", "accuracy", "low", "high"), "n:Q"],
-        )
-    )
-    caption = "On the dashed line, confidence is the share of right answers; below it the model is too sure."
-    return plot(f"Reliability on {task}", caption, diagonal + lines)
-
-
-def risk_coverage(measured: Mapping[str, Mapping[str, Any]], task: str) -> Plot | None:
-    """The share of wrong answers among the surest ones, one line a model."""
-    rows = [{"model": name} | p for name, tasks in measured.items() for p in tasks.get(task, {}).get("curve", ())]
-    if not rows:
-        return None
-    lines = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_line(strokeWidth=1.8)
-        .encode(
-            x=alt.X(
-                "coverage:Q", title="share of items answered, surest first", axis=alt.Axis(format="%", values=QUARTERS)
-            ),
-            y=alt.Y(
-                "risk:Q",
-                title="wrong answers among them",
-                axis=alt.Axis(format="%", tickCount=5),
-                scale=alt.Scale(domainMin=0),
-            ),
-            color=alt.Color("model:N", title=None, legend=LINES, scale=among(list(measured))),
-            tooltip=["model:N", *numbers("coverage", "risk")],
-        )
-    )
-    caption = "A confidence that knows its errors keeps the line at zero for long and lets it rise at the end."
-    return plot(f"Risk and coverage on {task}", caption, lines)
-
-
 def training(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Plot]:
     """Loss curves of what was trained, one line a variant."""
     measures = {
@@ -165,11 +124,12 @@ def training(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Plot]:
         if rows:
             lines = (
                 alt.Chart(alt.Data(values=rows))
+                .transform_filter(chosen("variant"))
                 .mark_line(strokeWidth=1.6)
                 .encode(
                     x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False)),
                     y=alt.Y("value:Q", title=unit, scale=alt.Scale(type="log", nice=False), axis=decades(rows)),
-                    color=alt.Color("variant:N", title=None, legend=LINES, scale=among(list(curves))),
+                    color=alt.Color("variant:N", title=None, legend=LINES, scale=CHOSEN),
                     tooltip=["variant:N", "step:Q", *numbers("value")],
                 )
             )

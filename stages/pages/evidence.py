@@ -1,5 +1,6 @@
 """What the other stages found, read for the models that params.yaml names; what is not there stays empty."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from stages.pages.roles import Roles
-from stages.storage import read_json
+from stages.storage import read_json, read_jsonl
 from stages.tables import read_note, read_table, read_test
 
 
@@ -26,6 +27,10 @@ class Places:
     models: Path
     donors: Path
     selection: Path
+    regressions: Path
+    counterfactual: Path
+    showcase: Path
+    cost: Path
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,16 @@ class Evidence:
     """Model → source.json."""
     trained: Mapping[str, Mapping[str, Any]]
     """Donor → how it was trained."""
+    regressions: Mapping[str, list[dict[str, Any]]]
+    """Variant → the items that the target has right and it has wrong; empty where there are none."""
+    counterfactual: Mapping[str, Mapping[str, Any]]
+    """Variant → effects on minimal pairs by category."""
+    showcase: Mapping[str, Mapping[str, Any]]
+    """Variant → texts with the gate at each token."""
+    cost: Mapping[str, Mapping[str, Any]]
+    """Variant → parameters, time and memory."""
+    digests: Mapping[str, str]
+    """Model → SHA-256 of its evaluated rows."""
 
 
 def gather(places: Places, roles: Roles) -> Evidence:
@@ -77,9 +92,23 @@ def gather(places: Places, roles: Roles) -> Evidence:
         plan=read_json(places.plan) if places.plan.is_file() else {},
         sources=_found(places.models, everyone, "{}/source.json", read_json),
         trained={donor: trained[name] for donor, name in as_trained.items() if name in trained},
+        regressions=_found(places.regressions, variants, "{}.jsonl", _rows),
+        counterfactual=_found(places.counterfactual, variants, "{}.json", read_json),
+        showcase=_found(places.showcase, variants, "{}.json", read_json),
+        cost=_found(places.cost, variants, "{}.json", read_json),
+        digests=_found(places.evaluation, everyone, "{}/items.parquet", _digest),
     )
 
 
 def _found(root: Path, names: Iterable[str], pattern: str, read: Any) -> dict[str, Any]:
     paths = {name: root / pattern.format(name) for name in names}
     return {name: read(path) for name, path in paths.items() if path.is_file()}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, of which an empty one has none."""
+    return read_jsonl(path) if path.stat().st_size else []
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

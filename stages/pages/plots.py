@@ -19,6 +19,16 @@ QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 LINES = alt.Legend(symbolType="stroke", symbolStrokeWidth=2.5)
 DASHES = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolStrokeColor=INKS[0])
 """The legends of a chart of lines, by colour and by dash."""
+DIRECT = {"align": "left", "dx": 5, "fontSize": 11}
+"""Of figures written beside bars."""
+CHOSEN = alt.Scale(domain=alt.ExprRef("chosen"), range=list(PALETTE))
+"""A colour for each of the variants that the reader chose to compare; the page's script keeps the list `chosen`, and
+the name `shown` of the one variant that its other sections show."""
+
+
+def chosen(field: str) -> str:
+    """The condition on a row that its `field` names one of the chosen variants."""
+    return f"indexof(chosen, datum.{field}) >= 0"
 
 
 @dataclass(frozen=True)
@@ -31,10 +41,11 @@ class Plot:
     spec: Mapping[str, Any]
 
 
-def plot(title: str, caption: str, chart: Chart, height: int = 240, about: str = "") -> Plot:
+def plot(title: str, caption: str, chart: Chart, height: int | alt.Step = 240, about: str = "") -> Plot:
     """`chart` as wide as its place on the page; `about` names what the heading above it names, for a screen reader."""
     described = f"{title}{', ' if about else ''}{about}. {caption}"
-    spec = chart.properties(width="container", height=height, description=described).to_dict()
+    width = "container" if isinstance(height, int) else 640  # the page's script widens those that grow with their rows
+    spec = chart.properties(width=width, height=height, description=described).to_dict(validate=False)
     return Plot(title, caption, {key: value for key, value in spec.items() if key not in ("$schema", "config")})
 
 
@@ -61,3 +72,30 @@ def decades(rows: Sequence[Mapping[str, Any]]) -> alt.Axis:
 def numbers(*fields: str) -> list[alt.Tooltip]:
     """Tooltip lines of figures."""
     return [alt.Tooltip(f"{field}:Q", title=field.replace("_", " "), format=".4~g") for field in fields]
+
+
+def dots(
+    rows: Sequence[Mapping[str, Any]],
+    row: str,
+    colour: str,
+    axis: Mapping[str, Any],
+    inks: alt.Scale,
+    keep: str | None = None,
+    spread: bool = True,
+) -> alt.LayerChart:
+    """A point and its interval for each of `rows`, which have value, low, high and n: a line a `row`, and within it one
+    a `colour`, where they `spread`. `axis` describes x; `keep` is a condition on rows."""
+    base = alt.Chart(alt.Data(values=list(rows)))
+    base = (base.transform_filter(keep) if keep else base).encode(
+        y=alt.Y(f"{row}:N", sort=None, title=None, scale=alt.Scale(paddingInner=0.35)),
+        color=alt.Color(f"{colour}:N", title=None, scale=inks, legend=alt.Legend() if colour != row else None),
+    )
+    if colour != row and spread:
+        base = base.encode(yOffset=alt.YOffset(f"{colour}:N", sort=None))
+    interval = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **axis), x2="high:Q")
+    names = dict.fromkeys((row, colour))
+    point = base.mark_point(filled=True, size=55, opacity=1).encode(
+        x=alt.X("value:Q", **axis),
+        tooltip=[*(f"{name}:N" for name in names), *numbers("value", "low", "high"), "n:Q"],
+    )
+    return interval + point

@@ -7,10 +7,13 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from stages.pages.roles import Roles, models
+from stages.pages.roles import Roles
+from stages.pages.texts import shown
 
 DASH = "–"
 _DECIMALS = {"perplexity": 2, "kl_to_target": 4, "tir": 2, "aurc": 4, "excess_aurc": 4}
+_NAMED = 6
+_LINE = 4000  # characters of a line of Markdown
 _SIGNED = ("gain", "retention_change", "over_control")
 
 
@@ -40,8 +43,35 @@ def chance(p: float | None) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """`name`, escaped, with places where a line may break: after underscores, hyphens and points."""
-    return Markup(re.sub(r"([_.-])", r"\1<wbr>", str(escape(name))))
+    """`name`, escaped and apart from the direction of its surroundings, with places where a line may break: after
+    underscores, hyphens and points."""
+    parted = re.sub(r"([_.-])", r"\1<wbr>", str(escape(shown(name))))
+    return Markup(f"<bdi>{parted}</bdi>")
+
+
+def amount(value: Any) -> float | None:
+    """The number that a figure stands for, or that stands alone; None for neither."""
+    found = value.get("value") if isinstance(value, Mapping) else value
+    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+
+def told(value: Any, name: str = "") -> str:
+    """Whatever a stage wrote, on a line: a figure with its interval, a number, a list, named values."""
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else number(value, name)
+    if isinstance(value, Mapping):
+        if value.get("value") is not None:
+            return (
+                f"{number(value['value'], name)} {span(value, name)}" if "low" in value else told(value["value"], name)
+            )
+        return " · ".join(f"{str(key).replace('_', ' ')} {told(each, str(key))}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(told(each, name) for each in value)
+    return shown(value)
 
 
 def listing(names: list[str]) -> str:
@@ -57,8 +87,7 @@ def finding(summary: Mapping[str, Any], roles: Roles) -> str:
     if not tried:
         return "No variant was built, so there is nothing to judge."
     if not good:
-        verdicts = listing([f"{name} is {variants[name]['verdict']}" for name in tried])
-        return f"No variant is shown to be better than the target: {verdicts}."
+        return f"No variant is shown to be better than the target: {_grouped(variants, tried)}."
     best, controls = good[0], roles.controls(good[0])
     if "capability" not in variants[best]["aims"]:
         return f"{best} is better than the target on {listing(variants[best]['aims'])}."
@@ -78,12 +107,19 @@ def others(summary: Mapping[str, Any], roles: Roles) -> str:
     rest = [name for name, role in roles.variants.items() if not role.control_for and name not in good[:1]]
     if not good or not rest:
         return ""
-    verdicts = {name: summary["variants"][name]["verdict"] for name in rest}
-    grouped = {
-        verdict: [name for name in rest if verdicts[name] == verdict] for verdict in dict.fromkeys(verdicts.values())
-    }
-    clauses = [f"{listing(names)} {'is' if len(names) == 1 else 'are'} {verdict}" for verdict, names in grouped.items()]
-    return f"Of the other variants, {listing(clauses)}."
+    return f"Of the other variants, {_grouped(summary['variants'], rest)}."
+
+
+def _grouped(entries: Mapping[str, Mapping[str, Any]], names: list[str]) -> str:
+    """The verdicts on the variants `names`, those of the same verdict together, by number where they are many."""
+    verdicts = {name: entries[name]["verdict"] for name in names}
+    clauses = []
+    for verdict in dict.fromkeys(verdicts.values()):
+        alike = [name for name in names if verdicts[name] == verdict]
+        clauses.append(
+            f"{listing(alike) if len(alike) <= _NAMED else len(alike)} {'is' if len(alike) == 1 else 'are'} {verdict}"
+        )
+    return listing(clauses)
 
 
 def _better(summary: Mapping[str, Any], roles: Roles) -> list[str]:
@@ -98,29 +134,9 @@ def _percent(figure: Mapping[str, float]) -> str:
     return f"{100 * figure['value']:.1f} %".replace("-", "−")
 
 
-def markdown(summary: Mapping[str, Any], roles: Roles) -> str:
-    """The verdicts as a Markdown page."""
-    columns = {
-        "capability": "capability",
-        "recovery": "recovery",
-        "retention": "retention",
-        "perplexity_ratio": "perplexity ratio",
-        "kl_to_target": "KL to target",
-    }
-    counts = {name: {e[name]["n"] for _, _, e in models(summary, roles) if e.get(name)} for name in columns}
-    heads = [f"{words} (n = {min(counts[name])})" if counts[name] else words for name, words in columns.items()]
-    lines = [f"| model | {' | '.join(heads)} | verdict |", "|---" * (len(heads) + 2) + "|"]
-    for name, role, entry in models(summary, roles):
-        words = entry.get("verdict", role)
-        cells = [figure(entry, key) for key in columns]
-        lines.append(f"| {inert(name)} | {' | '.join(cells)} | {inert(words)} |")
-    said = " ".join(filter(None, (finding(summary, roles), others(summary, roles))))
-    return f"{inert(said)}\n\n" + "\n".join(lines) + "\n\nIn brackets: bootstrap intervals, paired by item.\n"
-
-
 def inert(text: str) -> str:
     """`text` on one line, with everything that Markdown or HTML could act on escaped."""
-    kept = "".join(f"\\{c}" if c in "\\`*_[]()#|!~" else c for c in " ".join(str(text).split()))
+    kept = "".join(f"\\{c}" if c in "\\`*_[]()#|!~" else c for c in " ".join(shown(text, _LINE).split()))
     return kept.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -154,23 +154,20 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 def scheduled_run(made: Deployment, *targets: str) -> FlowRun:
     """The nightly deployment's first run by a schedule that is due at once, for these targets."""
     found = made.client.read_deployment_by_name("pipeline/nightly")
-    soon = DeploymentScheduleCreate(
-        schedule=IntervalSchedule(interval=timedelta(days=1)),
-        active=True,
-        parameters={"targets": list(targets)},
-    )
-    soon.schedule.anchor_date = soon.schedule.anchor_date + timedelta(seconds=5)
+    schedule = IntervalSchedule(interval=timedelta(days=1))
+    schedule.anchor_date += timedelta(seconds=5)
+    soon = DeploymentScheduleCreate(schedule=schedule, active=True, parameters={"targets": list(targets)})
     made.client.create_deployment_schedules(found.id, [soon])
     nightly = DeploymentFilter(id=DeploymentFilterId(any_=[found.id]))
     until = time.monotonic() + 300
     while True:
         runs = made.client.read_flow_runs(deployment_filter=nightly)
         mine = [run for run in runs if run.parameters.get("targets") == list(targets)]
-        if mine and min(mine, key=lambda run: run.expected_start_time).state_name not in ("Scheduled", "Pending"):
+        if mine and min(mine, key=lambda run: str(run.expected_start_time)).state_name not in ("Scheduled", "Pending"):
             break
         assert time.monotonic() < until, [run.state for run in runs]
         time.sleep(0.5)
-    first = min(mine, key=lambda run: run.expected_start_time)
+    first = min(mine, key=lambda run: str(run.expected_start_time))
     assert first.auto_scheduled
     return made.wait(first.id, final)
 

@@ -50,7 +50,7 @@ def test_tasks_mirror_the_stages_and_artifacts_hold_the_outcome(diamond, api, ca
 
     state = pipeline(root=str(diamond), return_state=True)
 
-    assert state.is_completed()
+    assert state.is_completed() and state.message == "Stages: 2 unchanged, 2 ran"
     outcomes = {"first": "unchanged", "left": "unchanged", "right": "ran", "last": "ran"}
     ended: Any = state.result()
     assert {stage: result.outcome for stage, result in ended.items()} == outcomes

@@ -172,9 +172,7 @@ def test_padding_changes_no_state(spelt, side):
 def test_a_failing_donor_leaves_no_hook_behind(spelt):
     made, _ = spelt
     with pytest.raises(IndexError):
-        made.readings[0].donor._run(
-            torch.tensor([[10**6]]), torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long), None
-        )
+        made.readings[0].donor._run(torch.tensor([[10**6]]), torch.ones(1, 1), None)
     assert not any(module._forward_hooks for module in made.readings[0].donor.modules())
 
 

@@ -125,17 +125,22 @@ class Relay:
         self.left, self.cut = float("inf"), False
 
     def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
+        while True:
+            try:
                 near, _ = self._listening.accept()
+            except OSError:  # closed
+                return
+            try:
                 if self.cut:
-                    near.close()
-                    continue
+                    raise ConnectionRefusedError
                 far = socket.create_connection(("127.0.0.1", self.target))
-                with self._lock:
-                    self._open |= {near, far}
-                for one, other in ((near, far), (far, near)):
-                    threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+            except OSError:
+                near.close()
+                continue
+            with self._lock:
+                self._open |= {near, far}
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
 
     def _pass(self, one: socket.socket, other: socket.socket) -> None:
         with suppress(OSError):

@@ -1,5 +1,6 @@
 """A line that is cut, and objects that went bad at the remote: said in one sentence, and mended by the next call."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,10 @@ def test_a_line_that_is_cut_costs_only_what_was_on_its_way(first, remote: Remote
     remote.relay.mend()
     transfer("push", first)
     assert not damaged(first)
-    assert len(objects(remote.directory)) == len(objects(first / ".dvc" / "cache"))
+    # what was on its way may lie beside them under another name
+    assert {path.name for path in objects(first / ".dvc" / "cache")} <= {
+        path.name for path in objects(remote.directory)
+    }
 
     git(tmp_path, "clone", "--quiet", "origin", "second")
     second = tmp_path / "second"
@@ -56,7 +60,8 @@ def spoil(path: Path, cut: bool) -> None:
 def test_what_went_bad_at_the_remote_is_named_and_mended(first, remote: Remote, tmp_path):
     second = clone(first, remote, tmp_path)
     weights = first / "data" / "models" / "target" / "model.safetensors"
-    stored = {path.stat().st_size: path for path in objects(remote.directory)}[weights.stat().st_size]
+    name = hashlib.md5(weights.read_bytes()).hexdigest()
+    stored = remote.directory / "files" / "md5" / name[:2] / name[2:]
     for cut in (False, True):
         spoil(stored, cut)
         with pytest.raises(TransferFailed, match="holds damaged objects: .*data/models/target/model.safetensors"):
