@@ -65,6 +65,7 @@ def copy_commit(top: Path, clone: Path) -> None:
     who = {key: git(top, "config", key, fallible=True) or "graftline" for key in ("user.name", "user.email")}
     identity = [part for key, value in who.items() for part in ("-c", f"{key}={value}")]
     commit = git(top, "rev-parse", "HEAD")
+    git(top, "update-index", "-q", "--refresh", fallible=True)  # or git takes copied files for edited, and then fails
     shown = git(top, *identity, "stash", "create") or commit  # a commit of the edits that touches nothing
     git(top, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(clone))
     git(clone, "checkout", "--quiet", "--detach", commit)
@@ -112,18 +113,16 @@ def check_out(place: Path, targets: Sequence[str] | None) -> None:
         repo.checkout(list(targets or ()), with_deps=bool(targets), force=True, allow_missing=True)
 
 
-def save(root: Path, place: Path, stage: str, overrides: Sequence[str]) -> str:
-    """Keep the clone's state as an experiment of `root`; its name, the same for the same overrides.
+def save(root: Path, place: Path, stage: str, name: str) -> None:
+    """Keep the clone's state as an experiment of `root`, in place of one that has this name and stands on its commit.
 
     All stages are recorded already; DVC wants one by name so that it does not ask for those that never ran.
     """
-    name = slug(overrides)
     with contextlib.chdir(place), quiet(), Repo(str(place)) as repo:
         repo.experiments.save(targets=[stage], name=name, force=True)
     listed = git(place, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
     made = next(ref for ref in listed if ref.endswith(f"/{name}"))
     git(root, "fetch", "--quiet", git(place, "rev-parse", "--show-toplevel"), f"+{made}:{made}")
-    return name
 
 
 def slug(overrides: Sequence[str]) -> str:

@@ -85,16 +85,22 @@ def pipeline(
     workers: int = 2,
     hours: float = HOURS,
     root: str = ".",
+    name: str = "",
 ) -> dict[str, StageResult] | State:
     """Bring the targets (default: all) and their upstreams up to date; how each stage ended, by stage.
 
-    Overrides, such as inject.blade.gate=vector, make the run an experiment that leaves params.yaml as it is. Force runs
-    every stage; pull takes what the DVC remote has first, push gives it what was made. At most `workers` stages run at
-    a time, each for `hours` at most.
+    Overrides, such as inject.blade.gate=vector, make the run an experiment, called `name` or by its overrides, that
+    leaves params.yaml as it is. Force runs every stage; pull takes what the DVC remote has first, push gives it what
+    was made. At most `workers` stages run at a time, each for `hours` at most.
 
     Called from Python it raises StageFailed or DagError; the flow run then ends in state Failed with that message.
     """
-    request = Request(tuple(targets or ()), tuple(overrides or ()), force, pull, push, workers, hours, Path(root))
+    lists = tuple(targets or ()), tuple(overrides or ())
+    return recorded(Request(*lists, force, pull, push, workers, hours, Path(root), name))
+
+
+def recorded(request: Request) -> dict[str, StageResult] | State:
+    """The request done inside a flow's run, with its artifacts; what the flow is to return."""
     record = Record(get_run_logger())
     try:
         finished = reproduce(

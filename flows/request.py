@@ -41,11 +41,13 @@ class Request:
     """What one stage may take."""
     root: Path = Path()
     """The DVC repository, or a folder in it."""
+    name: str = ""
+    """What the experiment is called; by default its overrides."""
 
     @property
     def experiment(self) -> str | None:
         """The name under which the result is kept in git, if params are overridden."""
-        return slug(self.overrides) if self.overrides else None
+        return (self.name or slug(self.overrides)) if self.overrides else None
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -91,8 +93,8 @@ def reproduce(
                 check_out(here, request.targets)
             dag = read_dag(here, request.targets, request.force)
             ended = stages(dag, origin(here))
-            if request.overrides:
-                save(repository(request.root), here, dag.stages[-1], request.overrides)
+            if request.experiment:
+                save(repository(request.root), here, dag.stages[-1], request.experiment)
             if request.push:
                 with StageProcesses(here, hours=request.hours) as processes:
                     transfer("push", lambda heard: processes.push(heard, request.targets))
@@ -134,6 +136,7 @@ def requested(program: str, argv: list[str] | None) -> Request:
         "--set-param", "-S", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="run as an experiment with this param changed; params.yaml stays as it is",
     )  # fmt: skip
+    parser.add_argument("--name", "-n", default="", help="what the experiment is called (default: its params)")
     parser.add_argument("--force", action="store_true", help="run every stage, even if its outcome is known")
     parser.add_argument("--pull", action="store_true", help="first take what the DVC remote has")
     parser.add_argument("--push", action="store_true", help="in the end give the DVC remote what was made")
@@ -154,4 +157,4 @@ def limit(text: str) -> float:
     with contextlib.suppress(ValueError):
         if float(text) > 0:
             return float(text)
-    raise argparse.ArgumentTypeError(f"expected a number of hours above 0, got {text!r}")
+    raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
