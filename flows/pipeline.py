@@ -8,6 +8,7 @@ stage process stays behind.
 import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ from flows.record import Record, counted  # noqa: E402
 RETRIES = [2, 4, 8, 16]
 """Seconds before each further try, more or less: long enough for a lock and a hiccup, short enough to be cancelled."""
 HOOK = "GRAFTLINE_ON_FAILURE"
-"""Environment variable with a shell command for flows that fail; it gets the run as JSON on its standard input."""
+"""Environment variable with a command for flows that fail; it gets the run as JSON on its standard input."""
 
 
 def run_name() -> str:
@@ -64,7 +65,7 @@ def on_failure(flow: Flow, run: FlowRun, state: State) -> None:
     """Tells whoever the team has named; a server's automations can do so too, but need the server."""
     if command := os.environ.get(HOOK):
         told = {"run": run.name, "id": str(run.id), "state": state.name, "message": state.message}
-        subprocess.run(command, shell=True, input=json.dumps(told), text=True, check=False, timeout=60)
+        subprocess.run(shlex.split(command), input=json.dumps(told), text=True, check=False, timeout=60)
 
 
 # the cast: Prefect's own annotations refuse its own runner

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.anatomy.loading import check, load, load_tokenizer
 from stages.command import run
+from stages.errors import BadInput
 from stages.saving import save
 from stages.settings import Settings, read
 from stages.storage import new_directory, write_json

@@ -82,7 +82,9 @@ def figures_of(variant: str, summary: Mapping[str, Any]) -> dict[str, Any]:
         "target": summary["target"],
         "donors": {name: entry for name, entry in summary["donors"].items() if name == giver},
         "variants": {
-            name: entry for name, entry in variants.items() if name == variant or entry.get("control_for") == variant
+            name: entry
+            for name, entry in variants.items()
+            if name == variant or variant in (entry.get("control_for") or ())
         },
     }
 

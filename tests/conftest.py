@@ -1,9 +1,14 @@
 """One thread for every test: claims that hold bit for bit hold at a fixed number of threads."""
 
+import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+# Before transformers is imported: the code of grafts goes to a folder of this run's own.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-")
 
 import pytest
 import torch

@@ -40,14 +40,6 @@ NUMBERS = [name for name, dtype in COLUMNS.items() if dtype == "float64"]
 TEXT_COLUMNS = [name for name, dtype in COLUMNS.items() if dtype is None]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def modules(tmp_path_factory):
-    """Code of grafts goes to a folder of the test's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     made = tmp_path_factory.mktemp("evaluate")

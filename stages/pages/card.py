@@ -112,7 +112,11 @@ def _opening(name: str, entry: Mapping[str, Any], roles: Roles, known: Known) ->
     role = roles.variants[name]
     base = listing([inert(each) for each in known.base_models]) or "a target model"
     giver = f", with parts of the donor {inert(role.giver)} " if role.giver else " "
-    control = f" It is a control for {inert(role.control_for)}, made to fail." if role.control_for else ""
+    control = (
+        f" It is a control for {listing([inert(each) for each in role.control_for])}, made to fail."
+        if role.control_for
+        else ""
+    )
     reasons = "; ".join(entry.get("reasons") or [])
     why = f": {inert(reasons)}" if reasons else ""
     return (

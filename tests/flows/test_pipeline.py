@@ -148,7 +148,7 @@ def test_a_limit_for_the_gpu_keeps_its_stages_apart(repository, monkeypatch, api
 
 def test_a_failure_is_told_to_whom_the_team_has_named(repository, api, monkeypatch, tmp_path):
     root = repository({"bad": {"cmd": "echo the reason; exit 1", "deps": ["in.txt"]}})
-    monkeypatch.setenv("GRAFTLINE_ON_FAILURE", f"cat > '{tmp_path}/told.json'")
+    monkeypatch.setenv("GRAFTLINE_ON_FAILURE", f"tee '{tmp_path}/told.json'")
     state = pipeline(root=str(root), return_state=True)
     told = json.loads((tmp_path / "told.json").read_text())
     run_id = state.state_details.flow_run_id
