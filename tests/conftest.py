@@ -1,6 +1,8 @@
 """One thread for every test: claims that hold bit for bit hold at a fixed number of threads."""
 
+import atexit
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -9,6 +11,7 @@ from pathlib import Path
 
 # Before transformers is imported: the code of grafts goes to a folder of this run's own.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-")
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 import pytest
 import torch

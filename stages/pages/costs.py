@@ -36,7 +36,7 @@ def costs(found: Mapping[str, Mapping[str, Any]], roles: Roles) -> list[View]:
             (_time(amount(told.get("ms_per_token"))), _multiple(told, "ms_per_token")),
             (_size(amount(told.get("peak_bytes"))), ""),
         ]
-        rows.append({"name": name, "control_for": roles.variants[name].control_for, "cells": cells})
+        rows.append({"name": name, "cells": cells})
     return rows if found else []
 
 
