@@ -13,10 +13,10 @@ from pathlib import Path
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-")
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
-from flows import processes, warm
+from flows import processes, warm  # noqa: E402
 
 torch.set_num_threads(1)
 # A shell that starts the tests in the background leaves interrupts ignored, and every child would inherit that.

@@ -140,4 +140,4 @@ def test_a_donor_that_nobody_adopted(refused, built, tmp_path):
     names = ("evaluation", "uncertainty", "catalog", "trace", "bridges", "gates", "models")
     places = {name: built.root / "data" / name for name in names} | {"plan": built.root / "data" / "plan" / "plan.json"}
     sentence = refused(report.main, **places, out=tmp_path / "out", params=tmp_path / "params.yaml")
-    assert "blade: the donor 'sibiling' is not under adopt; did you mean 'sibling'?" in sentence
+    assert "blade: the donor 'sibiling' is not under adopt or specialists; did you mean 'sibling'?" in sentence

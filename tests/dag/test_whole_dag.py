@@ -66,13 +66,18 @@ def test_every_stage_runs_and_the_report_is_there(built):
         assert name == "target" or entry["kl_to_target"]["value"] >= 0
 
 
-def test_every_variant_is_shown_costed_and_carded_and_its_export_checks_itself(built, tmp_path):
+def test_what_is_shown_has_its_texts_and_costs(built):
     data = built.root / "data"
-    for name in ("blade", "bridged_blade", "chosen_blade", "closed_gate", "transplant"):
+    for name in toy.PARAMS["shown"]:
         shown = read_json(data / "showcase" / f"{name}.json")
         assert len(shown["parts"]) == (name != "transplant")
         assert {each["kind"] for each in shown["texts"]} == {"capability", "retention", "text"}
         assert read_json(data / "cost" / f"{name}.json")["parameters"] > 0
+
+
+def test_every_variant_is_carded_and_its_export_checks_itself(built, tmp_path):
+    data = built.root / "data"
+    for name in ("blade", "bridged_blade", "chosen_blade", "closed_gate", "transplant"):
         assert read_json(data / "metrics" / f"{name}.json")["verdict"]
         sources = Sources(data / "grafts", data / "cards", data / "report" / "summary.json", built.root / "params.yaml",
                           built.root / "dvc.lock")  # fmt: skip
@@ -161,7 +166,7 @@ def test_no_variant_has_to_follow_the_plan(repository, quickly):
     toy.configure(repository, {"auto": None, "plan.bridged_r2": 0.49})
     with (repository / "params.yaml").open("a") as file:
         file.write("auto: {}\n")
-    assert outcomes(repository)["ran"] == {"plan", *TOLD}
+    assert outcomes(repository)["ran"] == {"plan", "regressions", *TOLD}
     assert "chosen_blade" not in read_json(repository / "data" / "report" / "summary.json")["variants"]
 
 
