@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Without bytecode every stage would compile transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo gallery test install browser servers check donors share pull push sound gc lock audit
+.PHONY: demo gallery test test-servers install browser servers check donors share pull push sound gc lock audit
 
 install: $(VENV)/.installed
 
@@ -29,8 +29,12 @@ demo: install
 gallery: install
 	python -m flows.pipeline gallery
 
-test: install browser servers
+test: install browser
 	python -m pytest
+
+# Servers of Prefect, SSH, S3 and HTTP, with clones that act as machines: many minutes.
+test-servers: install servers
+	python -m pytest -m servers
 
 # The report is checked in a real browser.
 browser:

@@ -34,7 +34,7 @@ from flows.dag import read_dag
 from flows.processes import inherited, supervised
 from flows.server import answers, settle
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(1200)]
 LISTENER = """
 import os, sys
 def heard(event, arguments):

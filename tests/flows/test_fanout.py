@@ -29,7 +29,7 @@ from flows.server import answers, settle
 from flows.sweep import main
 from flows.workplace import workplace
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 PREFECT = [sys.executable, "-m", "prefect"]
 STAGES = {

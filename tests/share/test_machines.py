@@ -11,7 +11,11 @@ from flows.dag import read_dag
 from flows.runner import run
 from flows.transfer import TransferFailed, transfer
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("quickly")]  # the first one waits for the build
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("quickly"),
+]  # the first one waits for the build
 
 
 def outcomes(root: Path) -> dict[str, str]:

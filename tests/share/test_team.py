@@ -12,7 +12,7 @@ from conftest import dvc, git
 from flows.garbage import GarbageError, collect
 from flows.share import share
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(600)]
 STAGES = {
     "blade": {
         "cmd": "python -c \"import pathlib, yaml; pathlib.Path('blade.txt').write_text("

@@ -12,7 +12,7 @@ from flows.share import share
 from flows.soundness import damaged, unsound_runs
 from flows.transfer import TransferFailed, transfer
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("quickly")]
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(900), pytest.mark.usefixtures("quickly")]
 
 
 def objects(root: Path) -> list[Path]:
