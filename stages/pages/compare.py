@@ -107,14 +107,23 @@ def _costs(roles: Roles, evidence: Evidence) -> list[Line]:
     return found
 
 
+_PAIRS = {
+    ("overall", "graft"): "shift of the log-odds, nats",
+    ("overall", "difference"): "beyond the target’s",
+    ("overall", "difference_from_donor"): "beyond the donor’s",
+    ("overall", "consistency"): "pairs with both sides right",
+    ("overall", "consistency_difference"): "more than the target has",
+    ("specificity", "graft"): "specificity, 1 at best",
+    ("specificity", "difference"): "specificity beyond the target’s",
+}
+
+
 def _pairs(roles: Roles, evidence: Evidence) -> list[Line]:
-    """What was found of all pairs together."""
+    """What was found of all pairs together, of those figures that any variant has."""
     found = []
-    for part in ("overall", "specificity"):
-        keys = dict.fromkeys(key for entry in evidence.counterfactual.values() for key in entry.get(part) or {})
-        for key in keys:
-            cells = {n: (evidence.counterfactual.get(n, {}).get(part) or {}).get(key) for n in roles.variants}
-            words = f"{key}, {'should move' if part == 'overall' else 'should not move'}".replace("_", " ")
+    for (part, key), words in _PAIRS.items():
+        cells = {n: (evidence.counterfactual.get(n, {}).get(part) or {}).get(key) for n in roles.variants}
+        if any(cells.values()):
             found.append((words, {name: ABSENT if cell is None else told(cell, key) for name, cell in cells.items()}))
     return found
 
