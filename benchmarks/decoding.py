@@ -9,51 +9,26 @@ where there is one. The claim is a ratio of at most 1.05.
 """
 
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from stages.anatomy.loading import load, load_tokenizer
 from stages.command import run
+from stages.cost import times
 
 TEXT = "The garden is green and we are all well here. What is 123 + 456? The rain came on Thursday and stayed. " * 3
 
 
-def decoder(model: PreTrainedModel, ids: torch.Tensor, start: int) -> Callable[[int], float]:
-    """A function that lets `model` read the token at a column after all before it, and gives the seconds it took."""
-    cache = model(input_ids=ids[:, :start], use_cache=True, past_key_values=DynamicCache()).past_key_values
-
-    def step(column: int) -> float:
-        if ids.is_cuda:
-            torch.cuda.synchronize()
-        begin = time.perf_counter()
-        model(input_ids=ids[:, column : column + 1], past_key_values=cache, use_cache=True)
-        if ids.is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - begin
-
-    return step
-
-
-@torch.inference_mode()
 def measure(graft: PreTrainedModel, ids: torch.Tensor, start: int) -> dict[str, float]:
     """Median seconds a token of each."""
     models = {"graft": graft, "target": graft.target}
     models |= {f"donor {number}": each.donor for number, each in enumerate(graft.donors)}
     if any(each.spelled for each in graft.donors):
         raise SystemExit("Expected donors with the target's tokenizer, whose tokens are the same; name such a graft.")
-    first = decoder(graft.target, ids, start)
-    for column in range(start, ids.shape[1]):
-        first(column)  # on a GPU attention is prepared once for each length, by whoever comes first
-    steps = {name: decoder(model, ids, start) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for column in range(start, ids.shape[1]):
-        for name, step in steps.items():
-            seconds[name].append(step(column))
-    return {name: statistics.median(each[8:]) for name, each in seconds.items()}
+    seconds = times(list(models.values()), ids, start)
+    return {name: statistics.median(each[8:]) for name, each in zip(models, seconds, strict=True)}
 
 
 def main(graft: Path, tokens: int = 72) -> None:

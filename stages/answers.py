@@ -2,16 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.anatomy.encoding import batches
+from stages.anatomy.decoding import generate
 from stages.errors import BadInput
 
-_BUDGET = 512  # padded tokens a batch
 
-
-@torch.inference_mode()
 def answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int
 ) -> list[str]:
@@ -28,21 +24,15 @@ def answers(
             raise BadInput(f"Expected a prompt of {room} tokens, got {len(ids)}; give another.")
     ends = model.generation_config.eos_token_id if model.generation_config else None
     ends = tokenizer.eos_token_id if ends is None else ends
-    pad = tokenizer.pad_token_id
-    filler = pad if pad is not None else (ends[0] if isinstance(ends, list) else ends) or 0
-    settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=ends, pad_token_id=filler)
-    found: dict[int, str] = {}
-    for group in batches([len(ids) + tokens for ids in rows], _BUDGET):
-        width = max(len(rows[i]) for i in group)
-        padded = torch.tensor([[filler] * (width - len(rows[i])) + rows[i] for i in group], device=model.device)
-        mask = torch.tensor([[0] * (width - len(rows[i])) + [1] * len(rows[i]) for i in group], device=model.device)
-        line = _Line(tokenizer, width)
-        told = model.generate(  # type: ignore[operator]
-            padded, attention_mask=mask, generation_config=settings, stopping_criteria=[line]
-        )
-        for i, said in zip(group, tokenizer.batch_decode(told[:, width:], skip_special_tokens=True), strict=True):
-            found[i] = _first_line(said)
-    return [found[i] for i in range(len(rows))]
+    stops = {ends} if isinstance(ends, int) else set(ends or ())
+
+    def finished(_: int, new: Sequence[int]) -> bool:
+        return len(new) == tokens or new[-1] in stops or "\n" in told(new).lstrip()
+
+    def told(new: Sequence[int]) -> str:
+        return str(tokenizer.decode(new, skip_special_tokens=True))
+
+    return [_first_line(told(said.tokens)) for said in generate(model, rows, finished)]
 
 
 def begins(answer: str, expected: str) -> bool:
@@ -60,18 +50,6 @@ def mentions(answer: str, expected: str) -> bool:
             return True
         at = told.find(wanted, at + 1)
     return False
-
-
-class _Line(StoppingCriteria):
-    """Ends a row once a line with words in it is complete."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int):
-        self.tokenizer, self.start = tokenizer, start
-
-    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:  # type: ignore[override]
-        """[batch], whether each row has ended."""
-        told = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
-        return torch.tensor(["\n" in each.lstrip() for each in told], device=input_ids.device)
 
 
 def _first_line(told: str) -> str:

@@ -1,6 +1,5 @@
 """A model from outside as a plain local directory: safetensors, tokenizer, and source.json that pins what was taken."""
 
-import hashlib
 import re
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from stages.command import run
 from stages.errors import BadInput
 from stages.settings import Settings, read
 from stages.storage import new_directory, read_json, write_json
+from stages.sums import hashed
 
 _KEPT = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 _PICKLED = ("*.bin", "*.pt", "*.pth")
@@ -40,12 +40,6 @@ class Source(Settings):
     """Read pickled weights where there are no safetensors. They can run code: only for a source that you trust."""
     trust_remote_code: bool = False
     """Run the model's own Python code. Only for a source that you trust."""
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(source: Source, out: Path) -> None:
@@ -72,7 +66,7 @@ def fetch(source: Source, out: Path) -> None:
             else:
                 _copy(found, directory, source)
             (directory / "source.json").unlink(missing_ok=True)
-            files = {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.is_file()}
+            files = {path.name: hashed(path) for path in sorted(directory.iterdir()) if path.is_file()}
             pinned = {"source": source.source, "revision": revision, "files": files}
             write_json(directory / "source.json", pinned | ({"sha256": digest} if digest else {}))
 
@@ -129,7 +123,7 @@ def _pinned(found: Path, source: Source) -> str | None:
         raise BadInput(f"Expected a model directory or GGUF file at {found}, got nothing; correct the path.")
     if not found.is_file():
         return None
-    digest = sha256(found)
+    digest = hashed(found)
     if source.sha256 and digest != source.sha256:
         raise BadInput(
             f"{source.source} has sha256 {digest}, expected {source.sha256}; the file changed or is damaged."

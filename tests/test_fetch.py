@@ -11,8 +11,9 @@ import torch
 from stages import fetch as stage
 from stages.anatomy.loading import load, load_tokenizer
 from stages.errors import BadInput
-from stages.fetch import Source, fetch, sha256
+from stages.fetch import Source, fetch
 from stages.storage import read_json, write_json
+from stages.sums import hashed
 from tests import grafts
 from tests.families import tiny
 
@@ -37,7 +38,7 @@ def test_a_directory_is_copied_whole_and_pinned_by_its_bytes(model, tmp_path):
     out = tmp_path / "out"
     pinned = read_json(out / "source.json")
     assert pinned["source"] == f"path:{model}" and pinned["revision"] == "local"
-    assert pinned["files"] == {p.name: sha256(p) for p in out.iterdir() if p.name != "source.json"}
+    assert pinned["files"] == {p.name: hashed(p) for p in out.iterdir() if p.name != "source.json"}
     assert not (out / "notes.md").exists()
     ids = torch.tensor([load_tokenizer(out)("12 + 30").input_ids])
     assert torch.equal(load(out)(input_ids=ids).logits, load(model)(input_ids=ids).logits)

@@ -154,7 +154,7 @@ def test_a_model_without_parts_has_no_gate(models, asked):
 def test_a_gate_tells_its_mean_over_channels_and_the_model_is_as_before(models, kind, amount):
     graft = loaded(models[f"{kind}_graft"])
     ids, _ = padded(ROWS, side="right")
-    before, (part,) = logits(graft, ids), gated(graft)
+    before, (part,) = logits(graft, ids), gated(graft).values()
     kept = []
     handle = part.gate.register_forward_hook(lambda m, given, out: kept.append(out))
     with opening(graft) as last:

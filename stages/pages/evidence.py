@@ -1,6 +1,5 @@
 """What the other stages found, read for the models that params.yaml names; what is not there stays empty."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import pandas as pd
 
 from stages.pages.roles import Roles
 from stages.storage import read_json, read_jsonl
+from stages.sums import hashed
 from stages.tables import read_note, read_table, read_test
 
 
@@ -96,7 +96,7 @@ def gather(places: Places, roles: Roles) -> Evidence:
         counterfactual=_found(places.counterfactual, variants, "{}.json", read_json),
         showcase=_found(places.showcase, variants, "{}.json", read_json),
         cost=_found(places.cost, variants, "{}.json", read_json),
-        digests=_found(places.evaluation, everyone, "{}/items.parquet", _digest),
+        digests=_found(places.evaluation, everyone, "{}/items.parquet", hashed),
     )
 
 
@@ -108,7 +108,3 @@ def _found(root: Path, names: Iterable[str], pattern: str, read: Any) -> dict[st
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file, of which an empty one has none."""
     return read_jsonl(path) if path.stat().st_size else []
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
