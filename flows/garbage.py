@@ -14,6 +14,7 @@ from pathlib import Path
 from dvc.repo import Repo
 
 from flows.dag import quiet
+from flows.git import GitError, git
 from flows.processes import inherited
 
 KEPT = ["--workspace", "--all-branches", "--all-tags", "--all-experiments"]
@@ -37,7 +38,13 @@ def collect(root: Path, cloud: bool = False, clones: Sequence[Path] = (), dry: b
             "the clones by --clones."
         )
     with tempfile.TemporaryDirectory() as scratch:
-        everything = mirror(root, Path(scratch) / "mirror")
+        try:
+            everything = mirror(root, Path(scratch) / "mirror")
+        except GitError as error:
+            raise GarbageError(
+                f"Expected git to list every branch, tag and experiment that may need a result; nothing was removed, "
+                f"since {error}"
+            ) from error
         projects = [str(path.resolve()) for path in (everything, *clones)]
         command = [sys.executable, "-m", "dvc", "gc", "--force", *KEPT, "--projects", *projects]
         command += ["--cloud"] if cloud else []
@@ -56,7 +63,7 @@ def mirror(root: Path, place: Path) -> Path:
     git(place, "checkout", "--quiet", "--detach")
     sources = {"here": str(root.resolve())}
     for name in git(root, "remote").split():
-        sources[name] = git(root, "remote", "get-url", name).strip()
+        sources[name] = git(root, "remote", "get-url", name)
     for name, address in sources.items():
         # a relative address is relative to the repository
         address = str((root / address).resolve()) if (root / address).exists() else address
@@ -65,17 +72,6 @@ def mirror(root: Path, place: Path) -> Path:
             "+refs/tags/*:refs/tags/*", "+refs/exps/*:refs/exps/*",
         )  # fmt: skip
     return place
-
-
-def git(root: Path, *words: str) -> str:
-    """What git prints; GarbageError if it refuses."""
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
-    if done.returncode:
-        raise GarbageError(
-            f"Expected git to list every branch, tag and experiment that may need a result, got: "
-            f"{' '.join(done.stderr.split())[-300:]}; nothing was removed."
-        )
-    return done.stdout
 
 
 def main(argv: list[str] | None = None) -> int:

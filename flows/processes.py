@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Literal, Self
 
 from flows.outcome import ADVICE, LATE, Outcome, RemoteFailed, StageFailed, StageResult, StageStopped, verdict
 
@@ -19,7 +19,14 @@ WARM = Path(__file__).with_name("warm.py")
 LAST_LINES = 20
 HOURS = 24.0
 """What one stage may take unless the caller says otherwise."""
-REMOTE = ["--run-cache", "--jobs", "4"]
+Direction = Literal["pull", "push"]
+
+
+def moving(direction: Direction, targets: Sequence[str] = ()) -> list[str]:
+    """DVC's arguments that bring the targets (default: all) and their upstreams from or to the remote, its memory of
+    runs included; what the remote lacks is left to the stages."""
+    missing = ["--allow-missing"] if direction == "pull" else []
+    return [direction, "--run-cache", "--jobs", "4", *missing, *(["--with-deps", *targets] if targets else [])]
 
 
 class StageProcesses:
@@ -79,14 +86,11 @@ class StageProcesses:
 
         What the remote lacks is left to the stages. Raises RemoteFailed, or StageStopped after `stop`.
         """
-        wanted = ["--with-deps", *targets] if targets else []
-        seconds = self._follow("pull", ["pull", *REMOTE, "--allow-missing", *wanted], on_line, RemoteFailed)
-        return StageResult("pull", "ran", seconds)
+        return StageResult("pull", "ran", self._follow("pull", moving("pull", targets), on_line, RemoteFailed))
 
     def push(self, on_line: Callable[[str], None], targets: Sequence[str] = ()) -> StageResult:
         """Bring the same to the remote; `pull` says more."""
-        wanted = ["--with-deps", *targets] if targets else []
-        return StageResult("push", "ran", self._follow("push", ["push", *REMOTE, *wanted], on_line, RemoteFailed))
+        return StageResult("push", "ran", self._follow("push", moving("push", targets), on_line, RemoteFailed))
 
     def _follow(
         self, name: str, arguments: list[str], on_line: Callable[[str], None], failure: type[StageFailed] = StageFailed

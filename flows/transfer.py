@@ -9,16 +9,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from dvc.repo import Repo
 
 from flows.dag import quiet
-from flows.processes import inherited
+from flows.processes import Direction, inherited, moving
 from flows.rwlock import heal
 from flows.soundness import damaged, unsound_runs
 
-Direction = Literal["pull", "push"]
 REFUSALS = {
     "No remote": "There is no remote to {verb} {way}; run `make share REMOTE=...` first.",
     "no remote": "There is no remote to {verb} {way}; run `make share REMOTE=...` first.",
@@ -39,9 +37,7 @@ def transfer(direction: Direction, root: Path, targets: Sequence[str] = ()) -> s
     url = remote_url(root)
     if direction == "push" and url.startswith("http"):
         raise TransferFailed(f"{url} can be read only; push to the server's directory by ssh:// or from its own host.")
-    command = [sys.executable, "-m", "dvc", direction, "--run-cache"]
-    command += ["--allow-missing"] if direction == "pull" else []
-    command += ["--with-deps", *targets] if targets else []
+    command = [sys.executable, "-m", "dvc", *moving(direction, targets)]
     # DVC keeps a shared directory's modes for objects, and leaves those of the run-cache to the umask
     done = subprocess.run(
         command, cwd=root, env=inherited() | {"DVC_NO_ANALYTICS": "1"}, capture_output=True, text=True, umask=0o002

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from browsing import browser, opened
-from further import further, regressions, showcase
+from findings import further, regressions, showcase
 from synthetic import PARAMS, experiment
 
 from benchmarks import page as large

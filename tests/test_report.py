@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from browsing import browser, opened
-from further import further
+from findings import further
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import MODELS, PARAMS, experiment
